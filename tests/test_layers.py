@@ -1,4 +1,4 @@
-"""Imports point strictly down: `files.txt` is the reading order, ALLOWED the walls between rooms."""
+"""Imports point strictly down: `files.txt` is the reading order, ALLOWED the walls."""
 
 import ast
 import pathlib

@@ -1,17 +1,17 @@
 """Every exception of the package, whose fault it is, and what a server answers.
 
 LlamootError
-├── BadRequest            400  the caller's request cannot be served as written        (param)
-│   ├── ContextOverflow   400  context_length_exceeded                                 (n_prompt, n_context)
-│   └── UnknownModel      404  model_not_found
-├── ModelFileError        500  the GGUF file is broken or not supported                (path, where)
-├── Overloaded            429  queue or cache full                                     (retry_after)
-├── ConfigError                the configuration is wrong                              (file, key, nearest valid key)
-├── CouncilFailed         502  a run ended without an answer                           (code, run_id)
-└── AgentError            502  an expert failed                                        (agent_id, partial, retryable)
-    ├── Transport              it could not be reached or refused: DNS, TLS, connect, status (status, body)
-    ├── Stream                 it answered, and the answer broke off or made no sense
-    └── Timeout           504  connect, first_token, idle or total, by name             (timer)
+├── BadRequest          400  the request cannot be served as written        (param)
+│   ├── ContextOverflow 400  context_length_exceeded             (n_prompt, n_context)
+│   └── UnknownModel    404  model_not_found
+├── ModelFileError      500  the GGUF file is broken or not supported       (path, where)
+├── Overloaded          429  queue or cache full                            (retry_after)
+├── ConfigError              the configuration is wrong                     (file, key, nearest)
+├── CouncilFailed       502  a run ended without an answer                  (code, run_id)
+└── AgentError          502  an expert failed                (agent_id, partial, retryable)
+    ├── Transport            not reached, or refused: DNS, TLS, connect, status (status, body)
+    ├── Stream               it answered, and the answer broke off or made no sense
+    └── Timeout         504  connect, write, first_token, idle or total     (timer)
 
 Messages are one sentence that names what, where and what to do. Key material never enters one.
 """
@@ -83,9 +83,7 @@ class ConfigError(LlamootError):
     status = 400
     code = "config_error"
 
-    def __init__(
-        self, file: object, key: str, message: str, nearest: str | None = None
-    ) -> None:
+    def __init__(self, file: object, key: str, message: str, nearest: str | None = None) -> None:
         hint = f"; did you mean '{nearest}'?" if nearest else ""
         super().__init__(f"{file}: {key}: {message}{hint}")
         self.file, self.key, self.nearest = str(file), key, nearest
@@ -147,9 +145,7 @@ class Timeout(AgentError):
     status = 504
     code = "agent_timeout"
 
-    def __init__(
-        self, agent_id: str, timer: str, seconds: float, *, partial: str = ""
-    ) -> None:
+    def __init__(self, agent_id: str, timer: str, seconds: float, *, partial: str = "") -> None:
         super().__init__(
             agent_id,
             f"no progress within the {timer} limit of {seconds:g} s",

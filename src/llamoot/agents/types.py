@@ -69,7 +69,7 @@ class Sampling(Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class Format(Struct, frozen=True):
-    """A constraint on the answer. `value`: schema (dict), regex or grammar (str), choices (list)."""
+    """A constraint on the answer: a schema (dict), regex or grammar (str), choices (list)."""
 
     kind: Literal["json", "schema", "regex", "choice", "grammar"]
     value: Any = None

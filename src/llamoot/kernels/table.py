@@ -117,10 +117,15 @@ class Kernels(Protocol):
         """
 
     def layernorm(
-        self, out: Buf, x: Buf, weight: Floats | None, bias: Floats | None, eps: float,
+        self,
+        out: Buf,
+        x: Buf,
+        weight: Floats | None,
+        bias: Floats | None,
+        eps: float,
         groups: int = 1,
     ) -> None:
-        """Mean 0, variance 1 in each of `groups` parts, times weight, plus bias; in place allowed"""
+        """Mean 0, variance 1 in each of `groups` parts, * weight + bias; in place allowed"""
 
     def matmul(self, out: Buf, w: Weight, x: Buf, bias: Floats | None = None) -> None:
         """out (rows) = x @ w.T + bias"""
@@ -149,8 +154,9 @@ class Kernels(Protocol):
     def act(self, out: Buf, x: Buf, kind: Act) -> None:
         """out = kind(x); in place allowed"""
 
-    def glu(self, out: Buf, gate: Buf, up: Buf, kind: Act, limit: float = 0.0,
-            alpha: float = 0.0) -> None:
+    def glu(
+        self, out: Buf, gate: Buf, up: Buf, kind: Act, limit: float = 0.0, alpha: float = 0.0
+    ) -> None:
         """out = kind(gate) * up; in place on either allowed.
 
         With `alpha` (gpt-oss): g = min(gate, limit), u = clamp(up, limit),
