@@ -7,6 +7,7 @@ Shapes: T live tokens, O live outputs (rows whose logits are wanted), H heads, D
 Every activation is float32. A `Buf` is allocated at capacity; kernels work on its live rows only.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -189,3 +190,27 @@ class Kernels(Protocol):
 
     def combine_experts(self, out: Buf, x: Buf, weights: Buf) -> None:
         """out (T, dim) = sum over k of weights[t, k] * x[t*k + k]"""
+
+
+class Executor(Protocol):
+    """Who runs a forward pass: numpy twins at once, or a tape of compiled kernels."""
+
+    kernels: Kernels
+
+    def weight(
+        self, name: str, raw: npt.NDArray[np.uint8], type: int, shape: tuple[int, ...]
+    ) -> Weight:
+        """A matrix in this executor's form. `raw` is the file's bytes; shape is numpy order."""
+        ...
+
+    def record(self, forward: Callable[[Kernels], None]) -> None:
+        """Remember the forward pass; called once, before the first `run`."""
+        ...
+
+    def run(self) -> None:
+        """Execute the forward pass for what the step header holds."""
+        ...
+
+    def close(self) -> None:
+        """Stop threads and free memory; safe to call twice."""
+        ...
