@@ -139,6 +139,30 @@ class ChatToken(Struct, frozen=True, omit_defaults=True):
     usage: Usage | None = None
 
 
+class AgentSpec(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """How to open an agent. `base_url` empty: a local model. The key is named, never held.
+
+    `model` is a name at the endpoint, a GGUF path or a catalogue name; `script` makes a scripted
+    agent that gives these answers in turn. Timers are seconds; None means the agent's default.
+    """
+
+    id: str
+    model: str = ""
+    base_url: str = ""
+    api_key_env: str = ""
+    headers: dict[str, str] = {}
+    proxy: str = ""
+    ca_file: str = ""
+    connect_timeout: float | None = None
+    write_timeout: float | None = None
+    first_token_timeout: float | None = None
+    idle_timeout: float | None = None
+    timeout: float | None = None  # total
+    retries: int | None = None
+    context_length: int | None = None
+    script: tuple[str, ...] = ()
+
+
 class Agent(Protocol):
     """Anything that answers a chat request with a stream."""
 
