@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 Rows = Literal["tokens", "outputs"]
+CacheType = Literal["f32", "f16", "q8_0"]
 Act = Literal["silu", "gelu", "gelu_quick", "gelu_erf", "relu", "relu2", "sigmoid", "tanh"]
 
 
@@ -96,7 +97,10 @@ class Routing:
 
 
 class Cache(Protocol):
-    """Keys and values of one layer, in blocks of `step.BLOCK` positions; layout is the kernels'."""
+    """Keys and values of one layer, in blocks of `step.BLOCK` positions; layout is the kernels'.
+
+    The first axis of both arrays is the block, so one block is copied by `k[to] = k[from]`.
+    """
 
     k: npt.NDArray[Any]
     v: npt.NDArray[Any]
@@ -138,7 +142,11 @@ class Kernels(Protocol):
         """out = x + v on every row; in place allowed"""
 
     def mul(self, out: Buf, a: Buf, b: Buf) -> None:
-        """out = a * b; b of width 1 multiplies the row; in place allowed"""
+        """out = a * b; in place allowed.
+
+        Where b is narrower, each of its columns multiplies an equal part of a's columns: width 1
+        multiplies the row, width H multiplies head by head.
+        """
 
     def mul_vector(self, out: Buf, x: Buf, v: Floats) -> None:
         """out = x * v on every row; in place allowed"""
@@ -188,14 +196,36 @@ class Kernels(Protocol):
     ) -> None:
         """out (T*k, rows) = x @ w[expert].T + bias[expert]; x is (T, cols) or (T*k, cols)"""
 
-    def combine_experts(self, out: Buf, x: Buf, weights: Buf) -> None:
-        """out (T, dim) = sum over k of weights[t, k] * x[t*k + k]"""
+    def combine_experts(self, out: Buf, x: Buf, weights: Buf | None) -> None:
+        """out (T, dim) = sum over j of weights[t, j] * x[t*k + j]; without weights a plain sum"""
+
+    def spread(self, out: Buf, x: Buf, weights: Buf) -> None:
+        """out (T*k, dim)[t*k + j] = x[t] * weights[t, j]"""
 
 
 class Executor(Protocol):
-    """Who runs a forward pass: numpy twins at once, or a tape of compiled kernels."""
+    """Who runs a forward pass: numpy twins at once, or a tape of compiled kernels.
+
+    Both are made by `(step: Step, threads: int = 0)`.
+    """
 
     kernels: Kernels
+
+    def buffer(self, width: int, rows: Rows = "tokens", per_row: int = 1) -> Buf:
+        """Working memory for `per_row` rows of `width` floats for each token (or output)."""
+        ...
+
+    def cache(
+        self, n_blocks: int, n_kv_heads: int, head_dim: int, v_dim: int, type: CacheType
+    ) -> Cache:
+        """Keys and values of one layer, zeroed."""
+        ...
+
+    def table(
+        self, name: str, raw: npt.NDArray[np.uint8], type: int, shape: tuple[int, ...]
+    ) -> Weight:
+        """A matrix whose rows `embed` and `embed_pos` look up; it may stay in the file's form."""
+        ...
 
     def weight(
         self, name: str, raw: npt.NDArray[np.uint8], type: int, shape: tuple[int, ...]
