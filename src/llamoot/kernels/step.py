@@ -14,16 +14,23 @@ Ints = npt.NDArray[np.int32]
 BLOCK = 32  # tokens in one block of the cache
 
 # Words of the header, in order; kernels index it with these numbers.
-N_TOKENS, N_OUTPUTS, N_SEQS = range(3)
+N_TOKENS, N_OUTPUTS, N_SEQS, N_LOGITS = range(4)
 HEAD_WORDS = 16
 
 
 class Step:
     """One ragged batch. `head[N_TOKENS]` and its kind say how much of each array is alive."""
 
-    def __init__(self, max_tokens: int, max_seqs: int, max_blocks: int) -> None:
-        """`max_blocks` is the largest number of cache blocks of one sequence."""
+    def __init__(
+        self, max_tokens: int, max_seqs: int, max_blocks: int, max_outputs: int = 0
+    ) -> None:
+        """`max_blocks` is the largest number of cache blocks of one sequence.
+
+        `max_outputs` rows of logits fit at once (0: as many as tokens): a row is as long as the
+        vocabulary, so room for every token of a batch would be most of the working memory.
+        """
         self.max_tokens, self.max_seqs, self.max_blocks = max_tokens, max_seqs, max_blocks
+        self.max_outputs = max_outputs or max_tokens
         self.head = np.zeros(HEAD_WORDS, np.int64)
         self.tokens: Ints = np.zeros(max_tokens, np.int32)  # token ids
         self.pos: Ints = np.zeros(max_tokens, np.int32)  # position of each in its sequence
@@ -40,6 +47,11 @@ class Step:
     @property
     def n_outputs(self) -> int:
         return int(self.head[N_OUTPUTS])
+
+    @property
+    def n_logits(self) -> int:
+        """Outputs whose logits are computed: all of them, or none when only hidden rows count."""
+        return int(self.head[N_LOGITS])
 
     @property
     def n_seqs(self) -> int:
@@ -71,4 +83,5 @@ class Step:
             self.out[self.n_outputs] = out
             self.head[N_OUTPUTS] += 1
         self.head[N_TOKENS] += n
+        self.head[N_LOGITS] = min(self.n_outputs, self.max_outputs)
         self.head[N_SEQS] += 1

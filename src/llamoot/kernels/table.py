@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
-Rows = Literal["tokens", "outputs"]
+Rows = Literal["tokens", "outputs", "logits"]
 CacheType = Literal["f32", "f16", "q8_0"]
 Act = Literal["silu", "gelu", "gelu_quick", "gelu_erf", "relu", "relu2", "sigmoid", "tanh"]
 
@@ -25,7 +25,8 @@ class Buf:
     """Working memory: `data` is (capacity, width), rows possibly strided (a column slice).
 
     `rows` says which count of the step header is alive; experts' buffers hold `per_row` rows
-    for each live one (token-major).
+    for each live one (token-major). An operation works on the live rows of its output; "logits"
+    are the first of the outputs, none when only hidden rows are wanted.
     """
 
     data: Floats
