@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from numba import njit, types
+from numba.extending import intrinsic
 
 GIVEN = ("work", "rows", "thread", "threads")
 WORK, ROWS, PER_ROW, OWN = range(4)  # places of the words
@@ -35,7 +36,13 @@ FLAGS: dict[str, Any] = {
     "no_cfunc_wrapper": True,
 }
 
+Emit = Callable[..., Any]
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def instruction(function: Callable[..., tuple[Any, Emit]]) -> Any:
+    """A function that writes LLVM instructions: numba's `intrinsic`, with a type."""
+    return intrinsic(function)
 
 
 def inner(function: F) -> F:
@@ -54,6 +61,7 @@ def inline(function: F) -> F:
 class Op:
     """One operation: its numba function and the names and types of its own parameters."""
 
+    module: str  # file of this folder, without .py
     name: str
     function: Any
     parameters: tuple[str, ...]
@@ -73,4 +81,5 @@ def op(function: Callable[..., None]) -> Op:
     names, kinds = tuple(parameters), tuple(p.annotation for p in parameters.values())
     assert names[: len(GIVEN)] == GIVEN and all(kind in (int, float) for kind in kinds)
     skip = len(GIVEN)
-    return Op(function.__name__, njit(**FLAGS)(function), names[skip:], kinds[skip:])
+    module = function.__module__.rpartition(".")[2]
+    return Op(module, function.__name__, njit(**FLAGS)(function), names[skip:], kinds[skip:])

@@ -12,9 +12,9 @@ import llvmlite.binding as llvm
 from llamoot import env
 from llamoot.errors import ConfigError
 
-_V2 = "cx16 sahf popcnt sse3 ssse3 sse4.1 sse4.2".split()
-_V3 = [*_V2, *"avx avx2 bmi bmi2 f16c fma lzcnt movbe xsave".split()]
-_V4 = [*_V3, *"avx512f avx512bw avx512cd avx512dq avx512vl".split()]
+_V2 = ["cx16", "popcnt", "sahf", "sse3", "ssse3", "sse4.1", "sse4.2"]
+_V3 = [*_V2, "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave"]
+_V4 = [*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"]
 LEVELS = {
     "x86-64": [],
     "x86-64-v2": _V2,
@@ -33,6 +33,11 @@ class Target:
     cpu: str
     features: frozenset[str]
     flags: str  # as LLVM takes them: "+avx2,-avx512f"
+
+    @property
+    def key(self) -> str:
+        """One word that tells targets apart."""
+        return f"{self.cpu}:{self.flags}"
 
     def has(self, *features: str) -> bool:
         """True if kernels may use all of these."""
