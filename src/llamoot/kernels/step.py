@@ -57,6 +57,10 @@ class Step:
     def n_seqs(self) -> int:
         return int(self.head[N_SEQS])
 
+    def want_logits(self, wanted: bool) -> None:
+        """Compute logits of the outputs, or leave them out."""
+        self.head[N_LOGITS] = self.n_outputs if wanted else 0
+
     def clear(self) -> None:
         """Forget the batch."""
         self.head[:] = 0

@@ -1,0 +1,104 @@
+"""The feed-forward half of a layer: gated, plain or fused, dense or a mixture of experts."""
+
+from llamoot.kernels.table import Buf, Kernels, Routing, Weight
+from llamoot.model.config import Config
+from llamoot.model.scratch import Scratch
+from llamoot.model.weights import Bound
+
+ALPHA, LIMIT = 1.702, 7.0  # gpt-oss
+
+
+class Feed:
+    """f = feed-forward(h), for the rows that `f` counts."""
+
+    def __init__(self, config: Config, scratch: Scratch) -> None:
+        self.config, self.s = config, scratch
+
+    def run(self, k: Kernels, i: int, w: Bound, f: Buf, h: Buf) -> None:
+        """Layer `i` with weights `w`."""
+        if "ffn_gate_inp" not in w.matrices:
+            self._dense(k, w, "", f, h, 0.0)
+            return
+        limits = self.config.glu_limits[i], self.config.glu_limits_shared[i]
+        self._routed(k, w, f, h, limits[0])
+        if "ffn_up_shexp" in w.matrices:
+            other = self.s.get("routed", rows=f.rows)
+            self._dense(k, w, "_shexp", other, h, limits[1])
+            if "ffn_gate_inp_shexp" in w.matrices:
+                gate = self.s.get("shared_gate", rows=f.rows)
+                k.matmul(gate, w.matrices["ffn_gate_inp_shexp"], h)
+                k.act(gate, gate, "sigmoid")
+                k.mul(other, other, gate)
+            k.add(f, f, other)
+
+    def _dense(self, k: Kernels, w: Bound, kind: str, f: Buf, h: Buf, limit: float) -> None:
+        """`kind` is "" or "_shexp", the end of the tensors' names."""
+        act = self.config.traits.act
+        up_w, down_w = w.matrices[f"ffn_up{kind}"], w.matrices[f"ffn_down{kind}"]
+        width = down_w.shape[1]
+        up = self.s.get("up", up_w.shape[0], f.rows)
+        k.matmul(up, up_w, h, w.bias(f"ffn_up{kind}"))
+        inner = up
+        if f"ffn_gate{kind}" in w.matrices:
+            gate = self.s.get("gate", width, f.rows)
+            name = f"ffn_gate{kind}"
+            k.matmul(gate, w.matrices[name], h, w.bias(name))
+            k.glu(up, gate, up, act, limit)
+        elif up_w.shape[0] == 2 * width:
+            inner = up.columns(0, width)
+            k.glu(inner, inner, up.columns(width, 2 * width), act, limit)
+        else:
+            k.act(up, up, act)
+        k.matmul(f, down_w, inner, w.bias(f"ffn_down{kind}"))
+
+    def _routed(self, k: Kernels, w: Bound, f: Buf, h: Buf, limit: float) -> None:
+        e, t, rows = self.config.experts, self.config.traits, f.rows
+        router = self.s.get("router", e.count, rows)
+        k.matmul(router, w.matrices["ffn_gate_inp"], h, w.bias("ffn_gate_inp"))
+        ids, weights = self.s.get("expert_ids", rows=rows), self.s.get("expert_weights", rows=rows)
+        k.route(ids, weights, router, self._routing(w))
+        if t.experts_weigh_input:
+            spread = self.s.get("expert_input", rows=rows)
+            k.spread(spread, h, weights)
+            h = spread
+        inner = self._expert_inner(k, w, h, ids, limit)
+        down = self.s.get("expert_down", rows=rows)
+        k.matmul_experts(down, w.matrices["ffn_down_exps"], inner, ids, w.bias("ffn_down_exps"))
+        k.combine_experts(f, down, None if t.experts_weigh_input else weights)
+
+    def _expert_inner(self, k: Kernels, w: Bound, h: Buf, ids: Buf, limit: float) -> Buf:
+        """Activated inner rows of every chosen expert, (T*k, ff)."""
+        t, rows = self.config.traits, ids.rows
+        act = t.experts_act or t.act
+        alpha = ALPHA if t.experts_clamped else 0.0
+        limit = LIMIT if t.experts_clamped else limit
+        fused = "ffn_gate_up_exps" if "ffn_gate_up_exps" in w.matrices else "ffn_up_exps"
+        up_w: Weight = w.matrices[fused]
+        up = self.s.get("expert_up", up_w.shape[1], rows)
+        k.matmul_experts(up, up_w, h, ids, w.bias(fused))
+        if fused == "ffn_gate_up_exps":
+            half = up_w.shape[1] // 2
+            inner = up.columns(0, half)
+            k.glu(inner, inner, up.columns(half, 2 * half), act, limit, alpha)
+            return inner
+        if "ffn_gate_exps" in w.matrices:
+            gate = self.s.get("expert_gate", up_w.shape[1], rows)
+            name = "ffn_gate_exps"
+            k.matmul_experts(gate, w.matrices[name], h, ids, w.bias(name))
+            k.glu(up, gate, up, act, limit, alpha)
+        else:
+            k.act(up, up, act)
+        return up
+
+    def _routing(self, w: Bound) -> Routing:
+        e = self.config.experts
+        return Routing(
+            top_k=e.used,
+            gate=e.gate,
+            bias=w.vector("exp_probs_b.bias"),
+            normalize=e.normalize,
+            scale=e.scale,
+            n_groups=e.n_groups,
+            top_groups=e.top_groups,
+            scale_input=self.config.traits.experts_weigh_input,
+        )

@@ -1,0 +1,161 @@
+"""A model opened to run: its weights, its cache, its step header and the recorded forward pass.
+
+Fill `step`, call `run`, read logits. Which block belongs to which sequence is the caller's
+business; a runner only reads and writes the blocks that the step header names.
+"""
+
+import os
+
+import numpy as np
+
+from llamoot import env
+from llamoot.errors import ConfigError, ModelFileError
+from llamoot.gguf.reader import GGUF, open_gguf
+from llamoot.kernels.step import BLOCK, Step
+from llamoot.kernels.table import Attention, Cache, CacheType, Executor, Floats
+from llamoot.kernels.twins import Twins
+from llamoot.model.config import Config, Layer, read_config
+from llamoot.model.forward import Block, Forward
+from llamoot.model.rope import alibi_slopes, factors_of, rope_of
+from llamoot.model.scratch import Scratch, needs
+from llamoot.model.weights import Bound, Weights, bind, specs_of
+
+EXECUTORS: dict[str, type[Twins]] = {"twins": Twins}
+MOST_CONTEXT = 8192  # positions opened where the caller does not say, for models trained on more
+SPARE_CONTEXT = 512  # positions kept for each further sequence where the caller does not say
+
+
+class Runner:
+    """One model, one cache, one step at a time; not for several threads at once."""
+
+    def __init__(
+        self,
+        gguf: GGUF,
+        config: Config,
+        step: Step,
+        executor: Executor,
+        n_blocks: int,
+        cache_type: CacheType,
+    ) -> None:
+        self.gguf, self.config, self.step = gguf, config, step
+        self.n_blocks, self.cache_type = n_blocks, cache_type
+        self.context = step.max_blocks * BLOCK
+        self._executor = executor
+        specs = specs_of(gguf, config)
+        self.weights: Weights = bind(gguf, config, executor)
+        self._scratch = Scratch(needs(config, specs), executor)
+        self._blocks = [
+            self._block(layer, bound) for layer, bound in zip(config.layers, self.weights.layers)
+        ]
+        executor.record(Forward(config, self.weights, self._blocks, self._scratch))
+
+    def _block(self, layer: Layer, bound: Bound) -> Block:
+        c = self.config
+        factors = factors_of(c, self.weights.model.vectors, self.context)
+        how = Attention(
+            n_heads=layer.n_heads,
+            n_kv_heads=layer.n_kv_heads,
+            head_dim=layer.head_dim,
+            v_dim=layer.v_dim,
+            scale=c.attn_scale or layer.head_dim**-0.5,
+            causal=c.causal,
+            window=c.window if layer.windowed and not c.traits.window_chunk else 0,
+            symmetric_window=not c.causal,
+            chunk=c.window if layer.windowed and c.traits.window_chunk else 0,
+            softcap=c.attn_softcap,
+            sinks=bound.vector("attn_sinks"),
+            alibi=alibi_slopes(layer.n_heads, c.alibi) if c.alibi else None,
+        )
+        cache = self._executor.cache(
+            self.n_blocks, layer.n_kv_heads, layer.head_dim, layer.v_dim, self.cache_type
+        )
+        return Block(layer, bound, rope_of(c, layer, factors), how, cache)
+
+    @property
+    def caches(self) -> list[Cache]:
+        return [block.cache for block in self._blocks]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one cache block over all layers."""
+        return sum(a[:1].nbytes for cache in self.caches for a in (cache.k, cache.v))
+
+    def run(self, logits: bool = True) -> Floats:
+        """Execute what the step holds; logits (n_outputs, vocab), a view valid until the next run.
+
+        Without `logits` only hidden rows are computed. At most `step.max_outputs` logits fit.
+        """
+        step = self.step
+        assert not logits or step.n_outputs <= step.max_outputs, "more outputs than logits rows"
+        step.want_logits(logits)
+        self._executor.run()
+        return self._scratch.get("logits").data[: step.n_logits]
+
+    def hidden(self) -> Floats:
+        """Final-normed hidden rows (n_outputs, dim) of the last run; a view."""
+        return self._scratch.get("hidden").data[: self.step.n_outputs]
+
+    def copy_block(self, src: int, dst: int) -> None:
+        """Copy one cache block of every layer: what copy-on-write needs."""
+        for cache in self.caches:
+            cache.k[dst] = cache.k[src]
+            cache.v[dst] = cache.v[src]
+
+    def close(self) -> None:
+        """Give threads and memory back; safe to call twice."""
+        self._executor.close()
+        self._blocks = []
+        self.weights = Weights(Bound(), [])
+        self.gguf.close()
+
+
+def open_runner(
+    path: str | os.PathLike[str],
+    *,
+    context: int = 0,
+    max_tokens: int = 512,
+    max_seqs: int = 16,
+    max_outputs: int = 0,
+    n_blocks: int = 0,
+    cache_type: CacheType = "f16",
+    threads: int = 0,
+    executor: str = "",
+) -> Runner:
+    """Open the model in `path`.
+
+    `context` is positions of one sequence (0: the model's own, at most 8192); `max_tokens` fit
+    one step, `max_seqs` sequences, `max_outputs` rows of logits (0: 64, or one per sequence);
+    `n_blocks` is the cache in blocks of 32 positions (0: one context and 512 positions for each
+    further sequence); `executor` is twins or compiled (empty: LLAMOOT_KERNELS).
+    Raises ModelFileError for a file that is broken or not known, before any weight is read.
+    """
+    name = executor or str(env.get("LLAMOOT_KERNELS"))
+    if name not in EXECUTORS:
+        known = " or ".join(EXECUTORS)
+        raise ConfigError("environment", "LLAMOOT_KERNELS", f"'{name}' is not {known}")
+    gguf = open_gguf(path)
+    try:
+        config = read_config(gguf)
+        specs_of(gguf, config)
+    except ModelFileError:
+        gguf.close()
+        raise
+    length = context or min(config.context, MOST_CONTEXT)
+    per_seq = -(-length // BLOCK)
+    blocks = n_blocks or per_seq + (max_seqs - 1) * -(-min(length, SPARE_CONTEXT) // BLOCK)
+    step = Step(max_tokens, max_seqs, per_seq, max_outputs or max(64, max_seqs))
+    made: Executor = EXECUTORS[name](step, threads)
+    return Runner(gguf, config, step, made, blocks, cache_type)
+
+
+def run_alone(runner: Runner, tokens: "list[int] | np.ndarray", chunk: int = 0) -> Floats:
+    """Logits (n, vocab) of every token of one sequence, in blocks 0, 1, … and in chunks."""
+    step = runner.step
+    most = min(chunk or step.max_tokens, step.max_tokens, step.max_outputs)
+    blocks = list(range(-(-len(tokens) // BLOCK)))
+    parts = []
+    for start in range(0, len(tokens), most):
+        step.clear()
+        step.add(list(tokens[start : start + most]), start, blocks, "all")
+        parts.append(runner.run().copy())
+    return np.concatenate(parts)
