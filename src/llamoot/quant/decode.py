@@ -4,6 +4,7 @@ Each function takes blocks (n,) of its LAYOUT and returns float32 (n, elements o
 """
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -30,16 +31,21 @@ PLAIN = {  # types that are numpy's own
 }
 
 
-def decode(raw: Bytes, kind: T, n_values: int) -> Floats:
-    """The `n_values` elements in `raw`, flat; a whole number of blocks. Integers become floats."""
+def decode(raw: Bytes, kind: int, shape: int | tuple[int, ...]) -> Floats:
+    """The elements in `raw` as float32 of `shape` (a number: flat); integers become floats.
+
+    `raw` is exactly as many bytes as the shape takes in blocks of tensor type `kind`.
+    """
+    kind = T(kind)
+    n_values = prod(shape) if isinstance(shape, tuple) else shape
     assert n_values % kind.block == 0, f"{n_values} values are not whole {kind.name} blocks"
     assert raw.size == n_values // kind.block * kind.block_bytes, "the bytes are not that many"
     if kind in PLAIN:
-        return raw.view(PLAIN[kind]).astype(np.float32)
+        return raw.view(PLAIN[kind]).astype(np.float32).reshape(shape)
     if kind is T.BF16:
-        return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+        return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
     with np.errstate(invalid="ignore", over="ignore"):  # a scale may be infinite in a broken file
-        return DECODERS[kind](raw.view(LAYOUT[kind])).reshape(-1)
+        return DECODERS[kind](raw.view(LAYOUT[kind])).reshape(shape)
 
 
 def shifts(bits: Bytes, *amounts: int) -> Bytes:
