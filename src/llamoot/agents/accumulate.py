@@ -1,0 +1,405 @@
+"""Bytes of one answer in, tokens out, and a verdict at the end. No I/O.
+
+`Answer` holds the rules of how an answer ends (`agents/types.py`): success needs a finish reason
+that was really sent; what breaks off, makes no sense, holds nothing or reports an error is a
+typed failure that keeps the text received so far. The same bytes give the same tokens and the
+same verdict wherever they are cut.
+"""
+
+import json
+from collections.abc import Iterable
+
+import msgspec
+
+from llamoot.agents import wire
+from llamoot.agents.endpoint import Secret, redact
+from llamoot.agents.sse import LIMIT, EventParser, EventTooLong
+from llamoot.agents.toolcalls import ToolCalls
+from llamoot.agents.types import ChatToken, Logprob, ToolPiece, TopLogprob, Usage
+from llamoot.agents.wire import Choice, Chunk, Delta, Problem, UsageBody
+from llamoot.errors import AgentError, Stream
+
+JUNK_LIMIT = 16  # data lines that are not JSON, before the answer is given up
+_FAILED = {"error", "abort", "aborted", "cancelled", "insufficient_system_resource"}
+_FINISH = {
+    "function_call": "tool_calls",
+    "tool_use": "tool_calls",
+    "max_tokens": "length",
+    "safety": "content_filter",
+    "tool_calls": "tool_calls",
+    "length": "length",
+    "content_filter": "content_filter",
+}
+_BLANK = b" \t\r\n\xef\xbb\xbf"
+_read = msgspec.json.Decoder(Chunk).decode
+
+
+class Answer:
+    """One answer being received. Read `failure` after every `feed`; `done` means stop reading."""
+
+    def __init__(
+        self, agent_id: str, secrets: Iterable[Secret] = (), *, limit: int = LIMIT
+    ) -> None:
+        self.agent_id = agent_id
+        self.done = False
+        self.failure: AgentError | None = None
+        self.finish = ""  # the finish reason, in the contract's words
+        self.usage: Usage | None = None
+        self.response_id = self.model = ""
+        self._secrets = tuple(secrets)
+        self._parser = EventParser(limit)
+        self._limit = limit
+        self._mode = ""  # sse, json or page, once the first byte that counts is seen
+        self._head = b""  # the first bytes, for error messages
+        self._body: list[bytes] = []  # of a JSON body
+        self._size = 0
+        self._whole = False  # the body is one document, not one per line
+        self._text: list[str] = []
+        self._thought: list[str] = []
+        self._refused = self._high = ""
+        self._calls = ToolCalls()
+        self._junk = 0
+        self._last_payload = b""  # that carried the finish reason; relays send it twice
+
+    @property
+    def partial(self) -> str:
+        """Text received so far."""
+        return "".join(self._text)
+
+    def feed(self, data: bytes) -> list[ChatToken]:
+        """Tokens that `data` completes. What follows a failure or the end is ignored."""
+        out: list[ChatToken] = []
+        if self.done or self.failure is not None:
+            return out
+        if self._mode != "sse":
+            data = self._sniff(data)
+            if self._mode == "json":
+                self._json(data, out)
+            if self._mode != "sse":
+                return out
+        try:
+            events = self._parser.feed(data)
+        except EventTooLong as error:
+            self._fail(f"sent too much at once: {error}")
+            return out
+        self._events(events, out)
+        return out
+
+    def end(self, clean: bool = True, reason: str = "") -> list[ChatToken]:
+        """The connection ended, or `done` was seen: last tokens, then `failure` or `last()`."""
+        out: list[ChatToken] = []
+        if self.failure is not None:
+            return out
+        if not self.done:
+            if self._mode == "sse":
+                self._events(self._parser.finish(), out)
+            elif self._mode == "json":
+                self._document(b"".join(self._body), out)
+            elif self._mode == "page":
+                problem = wire.problem_in(self._head)
+                self._fail(f"answered with {problem.message}; is the base URL right?")
+            elif clean:
+                self._fail("sent an empty answer", retryable=True)
+        if self.failure is None:
+            self._conclude(clean, reason, out)
+        return out
+
+    def last(self) -> ChatToken:
+        """The token that ends a successful answer."""
+        return ChatToken(finish_reason=self.finish, usage=self.usage)
+
+    def _sniff(self, data: bytes) -> bytes:
+        if self._mode == "json":
+            return data
+        start = data.lstrip(_BLANK)
+        if self._mode == "page" or start or len(self._head) < 3:
+            self._head += data  # blanks before the first byte are not kept, a cut mark is
+        if start and not self._mode:
+            self._mode = {b"{": "json", b"[": "json", b"<": "page"}.get(start[:1], "sse")
+        if self._mode == "page" and len(self._head) > 2048:
+            self.end()
+        return self._head if self._mode == "sse" else start
+
+    def _events(self, events: list[tuple[str, bytes]], out: list[ChatToken]) -> None:
+        text = self._text
+        for name, payload in events:
+            if not name and not self._high:
+                try:
+                    chunk = _read(payload)
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                    self._payload(name, payload, out)
+                else:
+                    # The usual chunk, a few letters and nothing else, takes the short way.
+                    choices = chunk.choices
+                    if (
+                        choices
+                        and len(choices) == 1
+                        and (choice := choices[0]).finish_reason is None
+                        and (delta := choice.delta) is not None
+                        and delta.content
+                        and delta.content.isascii()
+                        and chunk.usage is None
+                        and chunk.error is None
+                        and choice.index == 0
+                        and choice.logprobs is None
+                        and delta.tool_calls is None
+                        and not delta.reasoning
+                        and not delta.reasoning_content
+                        and not delta.refusal
+                        and choice.message is None
+                        and chunk.x_groq is None
+                    ):
+                        text.append(delta.content)
+                        out.append(ChatToken(delta.content))
+                        continue
+                    self._chunk(chunk, payload, out)
+            else:
+                self._payload(name, payload, out)
+            if self.done or self.failure is not None:
+                return
+
+    def _payload(self, name: str, payload: bytes, out: list[ChatToken]) -> None:
+        """One event's data, of any name and any content."""
+        bare = payload.strip()
+        if bare == b"[DONE]":
+            self.done = True
+            return
+        try:
+            if name == "error":
+                raise_for = wire.problem_of(wire.loads(bare))
+                self._report(raise_for or Problem(bare.decode("utf-8", "replace")))
+                return
+            chunk = wire.decode(bare)
+        except ValueError:
+            if name == "error":
+                self._report(Problem(bare.decode("utf-8", "replace")))
+            elif b"\n" in bare:
+                # Events separated by one LF instead of two arrive joined.
+                self._events([(name, line) for line in bare.split(b"\n") if line], out)
+            else:
+                self._count_junk(bare)
+            return
+        if chunk is not None:
+            self._chunk(chunk, bare, out)
+        elif bare != b"null":
+            self._count_junk(bare)
+
+    def _count_junk(self, payload: bytes) -> None:
+        self._junk += 1
+        if self._junk > JUNK_LIMIT:
+            shown = redact(payload[:200].decode("utf-8", "replace"), self._secrets, 120)
+            self._fail(f"sent {self._junk} events that are not JSON, such as '{shown}'")
+
+    def _json(self, data: bytes, out: list[ChatToken]) -> None:
+        """A body of bare JSON: one document, or one per line. Collects until one is complete."""
+        self._body.append(data)
+        self._size += len(data)
+        if self._size > self._limit:
+            self._fail(f"sent too much at once: a body is longer than {self._limit} bytes")
+        elif b"\n" in data and not self._whole:
+            *lines, rest = b"".join(self._body).split(b"\n")
+            for i, line in enumerate(lines):
+                if self.failure is not None or self.done:
+                    return
+                bare = line.strip()
+                if not bare:
+                    continue
+                try:
+                    value = wire.loads(bare)
+                except ValueError:
+                    value = None
+                if not isinstance(value, dict):
+                    self._whole = True
+                    rest = b"\n".join([*lines[i:], rest])
+                    break
+                self._payload("", bare, out)
+            self._body = [rest]
+            self._size = len(rest)
+
+    def _document(self, body: bytes, out: list[ChatToken]) -> None:
+        bare = body.strip(_BLANK)
+        if not bare:
+            return
+        try:
+            value = wire.loads(bare)
+        except ValueError:
+            if not self.finish:
+                shown = redact(bare[:400].decode("utf-8", "replace"), self._secrets, 160)
+                self._fail(f"sent JSON that breaks off or makes no sense: '{shown}'")
+            return
+        for row in value if isinstance(value, list) else [value]:
+            if isinstance(row, dict):
+                self._payload("", bare if row is value else json.dumps(row).encode(), out)
+
+    def _chunk(self, chunk: Chunk, payload: bytes, out: list[ChatToken]) -> None:
+        if chunk.error:
+            self._report(wire.problem_of({"error": chunk.error}) or Problem(str(chunk.error)))
+            return
+        if chunk.object == "error" or (chunk.choices is None and chunk.usage is None):
+            value = wire.loads(payload)
+            problem = wire.problem_of(value) if chunk.done is None else None
+            if problem is not None:
+                self._report(problem)
+                return
+            chunk = wire.lenient(value)
+        self.response_id = self.response_id or chunk.id or ""
+        self.model = self.model or chunk.model or ""
+        used = chunk.usage or (chunk.x_groq.usage if chunk.x_groq else None)
+        if used is not None:
+            self.usage = _usage(used)
+        if chunk.timings is not None and self.usage is not None:
+            self.usage = msgspec.structs.replace(
+                self.usage,
+                prefill_s=(chunk.timings.prompt_ms or 0.0) / 1000.0,
+                decode_s=(chunk.timings.predicted_ms or 0.0) / 1000.0,
+            )
+        for choice in chunk.choices or ():
+            if choice.index == 0:
+                self._choice(choice, payload, out)
+        if chunk.done:
+            self.done = True
+
+    def _choice(self, choice: Choice, payload: bytes, out: list[ChatToken]) -> None:
+        if self.finish and payload == self._last_payload:
+            return
+        text = reasoning = refusal = ""
+        tools: tuple[ToolPiece, ...] = ()
+        delta, whole = choice.delta, choice.message
+        if delta is not None and not _empty(delta):
+            text, reasoning, refusal, tools = self._delta(delta)
+        elif whole is not None:
+            # A whole message after its own deltas adds nothing but what was missing.
+            text, reasoning, refusal, tools = self._delta(whole)
+            text = _rest(text, self.partial)
+            reasoning = _rest(reasoning, "".join(self._thought))
+            tools = tools if not (self._calls.count - len({p.index for p in tools})) else ()
+        elif choice.text:
+            text = self._joined(choice.text)
+        logprobs = _logprobs(choice)
+        if text or reasoning or refusal or tools or logprobs:
+            self._text.append(text)
+            self._thought.append(reasoning)
+            self._refused += refusal
+            out.append(ChatToken(text, reasoning, refusal, tools, logprobs))
+        reason = choice.finish_reason
+        if reason:
+            reason = reason.lower()
+            if reason in _FAILED:
+                self._fail(f"ended its answer with '{reason}'", retryable=True)
+                return
+            self.finish = _FINISH.get(reason, "stop")
+            self._last_payload = payload
+
+    def _delta(self, delta: Delta) -> tuple[str, str, str, tuple[ToolPiece, ...]]:
+        text = self._joined(delta.content) if delta.content else ""
+        reasoning = delta.reasoning or delta.reasoning_content or ""
+        if not reasoning and delta.reasoning_details is not None:
+            reasoning = wire.reasoning_in(delta.reasoning_details)
+        tools: tuple[ToolPiece, ...] = ()
+        if delta.tool_calls:
+            tools = self._calls.add(delta.tool_calls)
+        return text, _whole_characters(reasoning), _whole_characters(delta.refusal or ""), tools
+
+    def _joined(self, text: str) -> str:
+        """Text with surrogate pairs joined, also those cut between two chunks."""
+        if text.isascii() and not self._high:
+            return text
+        text = self._high + text
+        self._high = text[-1] if "\ud800" <= text[-1] <= "\udbff" else ""
+        return _whole_characters(text[:-1] if self._high else text)
+
+    def _conclude(self, clean: bool, reason: str, out: list[ChatToken]) -> None:
+        if self._high:
+            self._high = ""
+            self._text.append("\ufffd")
+            out.append(ChatToken("\ufffd"))
+        missing = self._calls.close()
+        if self._calls.count and (self.finish == "stop" or (self.done and not self.finish)):
+            self.finish = "tool_calls"
+        if self.finish and missing:
+            out.append(ChatToken(tools=missing))
+        if not self.finish:
+            told = reason or (
+                "ended without saying why: no finish reason came, so the answer is cut"
+                if any(self._text) or any(self._thought)
+                else self._nothing()
+            )
+            self._fail(told, retryable=True)
+        elif self.finish in ("stop", "length") and not self._anything():
+            self._fail(f"finished with '{self.finish}' but sent no text", retryable=True)
+
+    def _anything(self) -> bool:
+        return bool(any(self._text) or any(self._thought) or self._refused or self._calls.count)
+
+    def _nothing(self) -> str:
+        shown = redact(self._head[:400].decode("utf-8", "replace"), self._secrets, 160)
+        return f"sent no chunk of an answer; it began with '{shown}'"
+
+    def _report(self, problem: Problem) -> None:
+        shown = redact(problem.message, self._secrets)
+        code = problem.code or problem.type
+        fatal = code.isdigit() and 400 <= int(code) < 500 and int(code) not in (408, 409, 425, 429)
+        fatal = fatal or code in ("invalid_request_error", "insufficient_quota", "content_filter")
+        over = wire.is_overflow(problem)
+        label = f" ({redact(code)})" if code else ""
+        self._fail(f"reported an error{label}: {shown}", retryable=not fatal and not over)
+        if over and self.failure is not None:
+            self.failure.code = "context_length_exceeded"
+
+    def _fail(self, message: str, *, retryable: bool = False) -> None:
+        self.failure = Stream(
+            self.agent_id,
+            message,
+            partial=self.partial,
+            retryable=retryable and not self._anything(),
+        )
+
+
+def _empty(delta: Delta) -> bool:
+    return not (
+        delta.content
+        or delta.tool_calls
+        or delta.refusal
+        or delta.reasoning
+        or delta.reasoning_content
+        or delta.reasoning_details
+    )
+
+
+def _rest(whole: str, known: str) -> str:
+    return whole.removeprefix(known) if known else whole
+
+
+def _whole_characters(text: str) -> str:
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _logprobs(choice: Choice) -> tuple[Logprob, ...]:
+    rows = choice.logprobs.content if choice.logprobs else None
+    return tuple(
+        Logprob(
+            _whole_characters(row.token),
+            row.logprob,
+            tuple(
+                TopLogprob(_whole_characters(t.token), t.logprob) for t in row.top_logprobs or ()
+            ),
+        )
+        for row in rows or ()
+    )
+
+
+def _usage(body: UsageBody) -> Usage:
+    cached = body.prompt_cache_hit_tokens or 0
+    if body.prompt_tokens_details is not None:
+        cached = body.prompt_tokens_details.cached_tokens or cached
+    thought = 0
+    if body.completion_tokens_details is not None:
+        thought = body.completion_tokens_details.reasoning_tokens or 0
+    return Usage(
+        prompt_tokens=body.prompt_tokens or 0,
+        cached_tokens=cached,
+        completion_tokens=body.completion_tokens or 0,
+        reasoning_tokens=thought,
+    )
