@@ -73,6 +73,11 @@ def compile_module(name: str) -> tuple[dict[str, Any], bytes]:
         kinds = ["int" if kind is int else "float" for kind in op.types]
         described[op.name] = {"symbol": symbol, "parameters": op.parameters, "types": kinds}
     whole.link_in(llvm.parse_assembly(entries))
+    # Helpers of two modules may have one name: kept inside, they cannot be mistaken.
+    open_names = {about["symbol"] for about in described.values()}
+    for function in whole.functions:
+        if not function.is_declaration and function.name not in open_names:
+            function.linkage = llvm.Linkage.internal
     return described, bytes(codegen._tm.emit_object(whole))
 
 
