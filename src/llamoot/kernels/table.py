@@ -17,7 +17,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 Rows = Literal["tokens", "outputs", "logits"]
 CacheType = Literal["f32", "f16", "q8_0"]
-Act = Literal["silu", "gelu", "gelu_quick", "gelu_erf", "relu", "relu2", "sigmoid", "tanh"]
+Act = Literal["silu", "gelu", "gelu_quick", "gelu_erf", "relu", "relu2", "sigmoid", "softplus", "tanh"]
 
 
 @dataclass(eq=False)
@@ -177,8 +177,8 @@ class Kernels(Protocol):
     def rope(self, x: Buf, heads: int, rope: Rope) -> None:
         """Rotate each of `heads` heads of every row by its position, in place"""
 
-    def scale_by_pos(self, out: Buf, x: Buf, floor: int, beta: float) -> None:
-        """out = x * (1 + beta * log(1 + pos // floor)): temperature of long positions"""
+    def scale_by_pos(self, out: Buf, x: Buf, floor: int, beta: float, offset: int = 0) -> None:
+        """out = x * (1 + beta * log(1 + (pos + offset) // floor)): temperature of long positions"""
 
     def store(self, cache: Cache, k: Buf, v: Buf) -> None:
         """Write keys (T, KV*D) and values (T, KV*V) at each token's place in the cache"""

@@ -4,7 +4,6 @@ They are the documentation of the kernels and their oracle: slow, exact, one lin
 shares nothing with the kernel it checks. Matrices are decoded to float32 when they are opened.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llamoot.gguf.types import TensorType
 from llamoot.kernels.step import BLOCK, Step
 from llamoot.kernels.table import (
     Act,
@@ -54,6 +52,7 @@ ACTS: dict[Act, Callable[[Floats], Floats]] = {
     "relu": lambda x: np.maximum(x, 0),
     "relu2": lambda x: np.square(np.maximum(x, 0)),
     "sigmoid": _sigmoid,
+    "softplus": lambda x: np.logaddexp(x, np.float32(0)),
     "tanh": lambda x: np.tanh(x),
 }
 
@@ -189,8 +188,8 @@ class TwinKernels:
         y[:, :, first], y[:, :, second] = a * cos - b * sin, a * sin + b * cos
         rows[:] = y.reshape(rows.shape)
 
-    def scale_by_pos(self, out: Buf, x: Buf, floor: int, beta: float) -> None:
-        pos = self.step.pos[: self.step.n_tokens]
+    def scale_by_pos(self, out: Buf, x: Buf, floor: int, beta: float, offset: int = 0) -> None:
+        pos = self.step.pos[: self.step.n_tokens] + offset
         factor = 1 + beta * np.log(1 + pos // floor)
         self._live(out)[:] = self._live(x) * factor.astype(np.float32)[:, None]
 
@@ -331,7 +330,7 @@ class Twins:
     def weight(
         self, name: str, raw: npt.NDArray[np.uint8], type: int, shape: tuple[int, ...]
     ) -> Weight:
-        values = decode(raw, TensorType(type), math.prod(shape)).reshape(shape)
+        values = decode(raw, type, shape)
         return Weight(name, type, shape, values, "float32")
 
     table = weight

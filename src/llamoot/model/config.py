@@ -6,7 +6,7 @@ Missing keys are an error unless GGUF gives a default. What differs from layer t
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -72,6 +72,7 @@ class Config:
     dim: int
     n_vocab: int
     context: int  # positions it was trained for
+    norm: Literal["rms", "layer"]
     eps: float
     experts: Experts
     rope_base: float
@@ -79,10 +80,11 @@ class Config:
     rope_sections: tuple[int, ...]
     rope_scaling: RopeScaling
     window: int
-    attn_scale: float  # 0: 1/sqrt(head_dim)
+    attn_scale: float  # 0: by head_dim
     attn_softcap: float
     clamp_qkv: float
     alibi: float
+    attn_out_scale: float
     temperature_scale: float
     temperature_floor: int
     embed_scale: float
@@ -152,7 +154,8 @@ def read_config(gguf: GGUF) -> Config:
     """All numbers of the model in `gguf`; ModelFileError names a key that is missing or wrong."""
     traits, keys = traits_of(gguf), _Keys(gguf)
     dim = int(keys.need("embedding_length", int))
-    eps_key = "layer_norm_rms_epsilon" if traits.norm == "rms" else "layer_norm_epsilon"
+    norm = _norm(keys, traits)
+    eps_key = f"attention.layer_norm_{'rms_' if norm == 'rms' else ''}epsilon"
     base = keys.number("rope.freq_base", 10000.0)
     window = _window(keys, traits)
     layers = _layers(keys, traits, dim, window)
@@ -164,9 +167,8 @@ def read_config(gguf: GGUF) -> Config:
         dim=dim,
         n_vocab=_n_vocab(keys),
         context=context,
-        eps=keys.number(f"attention.{eps_key}", traits.default_eps)
-        if traits.default_eps
-        else float(keys.need(f"attention.{eps_key}", float)),
+        norm=norm,
+        eps=float(keys.need(eps_key, float)),
         experts=_experts(keys, traits),
         rope_base=base,
         rope_base_windowed=keys.number("rope.freq_base_swa", traits.window_base or base),
@@ -178,14 +180,15 @@ def read_config(gguf: GGUF) -> Config:
         if traits.attn_softcap
         else 0.0,
         clamp_qkv=keys.number("attention.clamp_kqv"),
-        alibi=keys.number("attention.max_alibi_bias") or traits.alibi,
+        alibi=_alibi(keys, traits),
+        attn_out_scale=keys.number("attention.value_scale") or 1.0,
         temperature_scale=keys.number("attention.temperature_scale", traits.temperature_scale)
         if traits.temperature
         else 0.0,
         temperature_floor=_temperature_floor(keys, traits, context),
         embed_scale=_embed_scale(keys, traits, dim),
-        residual_scale=keys.number("residual_scale") or 1.0,
-        logit_scale=_logit_scale(keys, traits),
+        residual_scale=_residual_scale(keys, traits),
+        logit_scale=_logit_scale(keys, traits, dim),
         final_softcap=_final_softcap(keys, traits),
         causal=keys.flag("attention.causal", traits.causal),
         parallel=traits.parallel == "yes"
@@ -214,6 +217,18 @@ def _n_vocab(keys: _Keys) -> int:
     return len(tokens) if isinstance(tokens, Strings) else keys.whole("vocab_size")
 
 
+def _norm(keys: _Keys, traits: Traits) -> Literal["rms", "layer"]:
+    if traits.norm == "either":
+        return "rms" if keys.number("attention.layer_norm_rms_epsilon") else "layer"
+    return traits.norm
+
+
+def _alibi(keys: _Keys, traits: Traits) -> float:
+    if traits.alibi_at_layers not in (0, keys.n_layers):
+        return 0.0
+    return keys.number("attention.max_alibi_bias") or traits.alibi
+
+
 def _window(keys: _Keys, traits: Traits) -> int:
     if not traits.window or keys.n_layers < traits.window_min_layers:
         return 0
@@ -238,31 +253,42 @@ def _layers(keys: _Keys, traits: Traits, dim: int, window: int) -> tuple[Layer, 
     heads = keys.each("attention.head_count")
     kv_heads = keys.each("attention.head_count_kv", None)
     ff = keys.each("feed_forward_length")
-    windowed = _windowed(keys, traits, window)
-    most = max(heads, default=0)
-    head_dim = keys.whole("attention.key_length", dim // most if most else 0)
-    v_dim = keys.whole("attention.value_length", dim // most if most else 0)
-    n_rot = keys.whole("rope.dimension_count", head_dim)
+    windowed, roped = _windowed(keys, traits, window), _roped(keys, traits, window)
+    each = dim // max(heads) if max(heads) else 0
     layers = []
     for i in range(keys.n_layers):
-        k_dim, w_dim, rot = head_dim, v_dim, n_rot
-        if windowed[i]:
-            k_dim = keys.whole("attention.key_length_swa", head_dim)
-            w_dim = keys.whole("attention.value_length_swa", v_dim)
-            rot = keys.whole("rope.dimension_count_swa", n_rot)
-        if (
-            not traits.rope
-            or (traits.no_rope_step and (i + 1) % traits.no_rope_step == 0)
-            or (traits.rope_windowed_only and window and not windowed[i])
-        ):
-            rot = 0
+        own = "_swa" if windowed[i] else ""
+        k_dim = keys.whole("attention.key_length", each)
+        v_dim = keys.whole("attention.value_length", each)
+        n_rot = keys.whole("rope.dimension_count", k_dim)
+        k_dim = keys.whole(f"attention.key_length{own}", k_dim)
+        v_dim = keys.whole(f"attention.value_length{own}", v_dim)
+        n_rot = keys.whole(f"rope.dimension_count{own}", n_rot) if roped[i] else 0
         kv = heads[i] if kv_heads[i] is None else kv_heads[i]
-        if rot > k_dim or rot % 2 or (kv and heads[i] % kv):
+        if n_rot > k_dim or n_rot % 2 or (kv and heads[i] % kv):
             where = f"{keys.arch}.attention of layer {i}"
-            shape = f"{heads[i]} heads, {kv} key/value heads of {k_dim}, {rot} rotated"
+            shape = f"{heads[i]} heads, {kv} key/value heads of {k_dim}, {n_rot} rotated"
             raise ModelFileError(keys.gguf.path, where, f"{shape}: these do not fit together")
-        layers.append(Layer(heads[i], kv, k_dim, w_dim, rot, windowed[i], ff[i]))
+        inner = ff[i] // 2 if traits.ff_halved else ff[i]
+        layers.append(Layer(heads[i], kv, k_dim, v_dim, n_rot, windowed[i], inner))
     return tuple(layers)
+
+
+def _roped(keys: _Keys, traits: Traits, window: int) -> list[bool]:
+    """Which layers turn queries and keys by their position."""
+    n = keys.n_layers
+    if not traits.rope or traits.rope_at_layers not in (0, n):
+        return [False] * n
+    if traits.rope_if_finetuned and not keys.flag("rope.scaling.finetuned", True):
+        return [False] * n
+    roped = [bool(v) for v in keys.each("attention.rope_pattern", 1)]
+    if traits.no_rope_step and (window or not traits.window):
+        roped = [r and (i + 1) % traits.no_rope_step != 0 for i, r in enumerate(roped)]
+    if traits.rope_windowed_only and window:
+        dense = keys.whole("leading_dense_block_count") if traits.rope_leading_dense else 0
+        windowed = _windowed(keys, traits, window)
+        roped = [r and (w or i < dense) for i, (r, w) in enumerate(zip(roped, windowed))]
+    return roped
 
 
 def _experts(keys: _Keys, traits: Traits) -> Experts:
@@ -309,7 +335,7 @@ def _attn_scale(keys: _Keys, traits: Traits, dim: int, layers: tuple[Layer, ...]
         if len(layers) == traits.attn_scale_dim_at:
             return 1 / math.sqrt(dim / layers[0].n_heads)
         return 0.0
-    return traits.attn_scale or keys.number(traits.attn_scale_key)
+    return keys.number(traits.attn_scale_key)
 
 
 def _temperature_floor(keys: _Keys, traits: Traits, context: int) -> int:
@@ -323,10 +349,16 @@ def _embed_scale(keys: _Keys, traits: Traits, dim: int) -> float:
     return keys.number("embedding_scale", traits.embed_factor) or 1.0
 
 
-def _logit_scale(keys: _Keys, traits: Traits) -> float:
+def _residual_scale(keys: _Keys, traits: Traits) -> float:
+    default = traits.residual_depth / math.sqrt(keys.n_layers)
+    return keys.number("residual_scale", default) or 1.0
+
+
+def _logit_scale(keys: _Keys, traits: Traits, dim: int) -> float:
     if not traits.logit_scale:
         return 1.0
-    scale = keys.number("logit_scale", 0.0) or 1.0
+    default = traits.logit_dim / dim or traits.logit_factor
+    scale = keys.number("logit_scale", default) or 1.0
     return scale if traits.logit_scale == "mul" else 1 / scale
 
 

@@ -1,5 +1,7 @@
 """The feed-forward half of a layer: gated, plain or fused, dense or a mixture of experts."""
 
+import numpy as np
+
 from llamoot.kernels.table import Buf, Kernels, Routing, Weight
 from llamoot.model.config import Config
 from llamoot.model.scratch import Scratch
@@ -14,22 +16,41 @@ class Feed:
     def __init__(self, config: Config, scratch: Scratch) -> None:
         self.config, self.s = config, scratch
 
-    def run(self, k: Kernels, i: int, w: Bound, f: Buf, h: Buf) -> None:
-        """Layer `i` with weights `w`."""
+    def run(self, k: Kernels, i: int, w: Bound, f: Buf, h: Buf, early: Buf | None) -> None:
+        """Layer `i` with weights `w`; `early` is what `before` made of the layer's input."""
+        c, t = self.config, self.config.traits
         if "ffn_gate_inp" not in w.matrices:
             self._dense(k, w, "", f, h, 0.0)
             return
-        limits = self.config.glu_limits[i], self.config.glu_limits_shared[i]
-        self._routed(k, w, f, h, limits[0])
-        if "ffn_up_shexp" in w.matrices:
-            other = self.s.get("routed", rows=f.rows)
-            self._dense(k, w, "_shexp", other, h, limits[1])
-            if "ffn_gate_inp_shexp" in w.matrices:
-                gate = self.s.get("shared_gate", rows=f.rows)
-                k.matmul(gate, w.matrices["ffn_gate_inp_shexp"], h)
-                k.act(gate, gate, "sigmoid")
-                k.mul(other, other, gate)
-            k.add(f, f, other)
+        self._routed(k, w, f, h, early, c.glu_limits[i])
+        for kind, limit in (("_shexp", c.glu_limits_shared[i]), ("", 0.0)):
+            if f"ffn_up{kind}" in w.matrices:
+                other = self.s.get("routed", rows=f.rows)
+                self._dense(k, w, kind, other, h, limit)
+                if kind and "ffn_gate_inp_shexp" in w.matrices:
+                    gate = self.s.get("shared_gate", rows=f.rows)
+                    k.matmul(gate, w.matrices["ffn_gate_inp_shexp"], h)
+                    k.act(gate, gate, "sigmoid")
+                    k.mul(other, other, gate)
+                k.add(f, f, other)
+                scale = t.shared_scale if kind else t.dense_and_experts
+                if scale != 1.0:
+                    k.scale(f, f, scale)
+
+    def before(self, k: Kernels, w: Bound, x: Buf) -> Buf | None:
+        """What the experts need of the layer's input: its routing, or a norm of it, or nothing."""
+        t = self.config.traits
+        if "ffn_gate_inp" not in w.matrices:
+            return None
+        if t.router_reads_input:
+            router = self.s.get("router", self.config.experts.count)
+            k.matmul(router, w.matrices["ffn_gate_inp"], x, w.bias("ffn_gate_inp"))
+            return router
+        if t.experts_norm:
+            normed = self.s.get("early")
+            k.rmsnorm(normed, x, w.vector(t.experts_norm), self.config.eps)
+            return normed
+        return None
 
     def _dense(self, k: Kernels, w: Bound, kind: str, f: Buf, h: Buf, limit: float) -> None:
         """`kind` is "" or "_shexp", the end of the tensors' names."""
@@ -49,12 +70,21 @@ class Feed:
             k.glu(inner, inner, up.columns(width, 2 * width), act, limit)
         else:
             k.act(up, up, act)
+            scales = w.vector("ffn.act.scales")
+            if scales is not None:
+                k.mul_vector(up, up, np.float32(1) / scales)
         k.matmul(f, down_w, inner, w.bias(f"ffn_down{kind}"))
 
-    def _routed(self, k: Kernels, w: Bound, f: Buf, h: Buf, limit: float) -> None:
+    def _routed(
+        self, k: Kernels, w: Bound, f: Buf, h: Buf, early: Buf | None, limit: float
+    ) -> None:
         e, t, rows = self.config.experts, self.config.traits, f.rows
-        router = self.s.get("router", e.count, rows)
-        k.matmul(router, w.matrices["ffn_gate_inp"], h, w.bias("ffn_gate_inp"))
+        if early is not None and t.router_reads_input:
+            router = early
+        else:
+            h = early if early is not None else h
+            router = self.s.get("router", e.count, rows)
+            k.matmul(router, w.matrices["ffn_gate_inp"], h, w.bias("ffn_gate_inp"))
         ids, weights = self.s.get("expert_ids", rows=rows), self.s.get("expert_weights", rows=rows)
         k.route(ids, weights, router, self._routing(w))
         if t.experts_weigh_input:
@@ -95,7 +125,7 @@ class Feed:
         return Routing(
             top_k=e.used,
             gate=e.gate,
-            bias=w.vector("exp_probs_b.bias"),
+            bias=w.vectors.get("exp_probs_b.bias", w.vector("exp_probs_b")),
             normalize=e.normalize,
             scale=e.scale,
             n_groups=e.n_groups,

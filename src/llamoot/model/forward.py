@@ -33,10 +33,13 @@ def norm(
 ) -> None:
     """out = the norm `name` of x, of the architecture's kind."""
     weight, bias = weights.vector(name), weights.bias(name)
-    if config.traits.norm == "layer":
-        k.layernorm(out, x, weight, bias, config.eps, groups)
+    t = config.traits
+    post = t.post_eps and name in (t.attn_post_norm, t.ffn_post_norm)
+    eps = t.post_eps if post else config.eps
+    if config.norm == "layer":
+        k.layernorm(out, x, weight, bias, eps, groups)
         return
-    k.rmsnorm(out, x, weight, config.eps, groups)
+    k.rmsnorm(out, x, weight, eps, groups)
     if bias is not None:
         k.add_vector(out, out, bias)
 
@@ -63,11 +66,13 @@ class Forward:
             k.embed_pos(x, x, w.matrices["position_embd"])
         if c.traits.embd_norm:
             norm(k, c, x, x, w, c.traits.embd_norm)
+        if c.traits.embd_bare_norm:
+            k.rmsnorm(x, x, None, c.eps)
 
     def _layer(self, k: Kernels, i: int, block: Block) -> None:
         c, w, t = self.config, block.weights, self.config.traits
         x, h, o = self.s.get("x"), self.s.get("h"), self.s.get("o")
-        into = x
+        into, early = x, self.feed.before(k, w, x)
         if t.attn_norm:
             norm(k, c, h, x, w, t.attn_norm)
             into = h
@@ -78,6 +83,7 @@ class Forward:
         self._attention(k, block, self.s.get("f") if second else into)
         if i == len(self.blocks) - 1:
             x, into, o = self._only_outputs(k, into is h)
+            early = self._gathered(k, early) if early is not None else None
         h, f = self.s.get("h_out" if x.rows == "outputs" else "h"), self.s.get("f", rows=x.rows)
         if t.attn_post_norm:
             norm(k, c, o, o, w, t.attn_post_norm)
@@ -89,7 +95,7 @@ class Forward:
         if own:
             norm(k, c, h, x, w, t.ffn_norm)
             into = h
-        self.feed.run(k, i, w, f, into)
+        self.feed.run(k, i, w, f, into, early)
         if t.ffn_post_norm:
             norm(k, c, f, f, w, t.ffn_post_norm)
         if parallel:
@@ -106,6 +112,11 @@ class Forward:
             rows.append(out)
         return rows[0], rows[1] if normed else rows[0], rows[2]
 
+    def _gathered(self, k: Kernels, early: Buf) -> Buf:
+        out = self.s.get("early_out", early.data.shape[1], "outputs")
+        k.gather(out, early)
+        return out
+
     def _attention(self, k: Kernels, block: Block, h: Buf) -> None:
         """o = what attention makes of h"""
         layer, w, how = block.layer, block.weights, block.how
@@ -118,9 +129,12 @@ class Forward:
             gate_w = w.matrices["attn_gate"]
             gate = self.s.get("attn_gate", gate_w.shape[0])
             k.matmul(gate, gate_w, h)
-            k.act(gate, gate, "sigmoid")
+            k.act(gate, gate, self.config.traits.attn_gate)
             k.mul(attended, attended, gate)
-        k.matmul(self.s.get("o"), w.matrices["attn_output"], attended, w.bias("attn_output"))
+        o = self.s.get("o")
+        k.matmul(o, w.matrices["attn_output"], attended, w.bias("attn_output"))
+        if self.config.attn_out_scale != 1.0:
+            k.scale(o, o, self.config.attn_out_scale)
 
     def _project(self, k: Kernels, layer: Layer, w: Bound, h: Buf) -> tuple[Buf, Buf, Buf]:
         """Queries, keys and values of h, from one fused product or three."""
@@ -154,8 +168,8 @@ class Forward:
                     k.rmsnorm(buf, buf, None, c.eps, heads)
                 if not late and block.rope is not None:
                     k.rope(buf, heads, block.rope)
-        if c.temperature_scale:
-            k.scale_by_pos(q, q, c.temperature_floor, c.temperature_scale)
+        if c.temperature_scale and (t.temperature == "all" or block.rope is None):
+            k.scale_by_pos(q, q, c.temperature_floor, c.temperature_scale, t.temperature_offset)
 
     def _head(self, k: Kernels) -> None:
         c, w = self.config, self.weights.model

@@ -57,7 +57,7 @@ class Runner:
             n_kv_heads=layer.n_kv_heads,
             head_dim=layer.head_dim,
             v_dim=layer.v_dim,
-            scale=c.attn_scale or layer.head_dim**-0.5,
+            scale=c.attn_scale or layer.head_dim**-c.traits.attn_scale_power,
             causal=c.causal,
             window=c.window if layer.windowed and not c.traits.window_chunk else 0,
             symmetric_window=not c.causal,

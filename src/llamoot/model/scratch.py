@@ -66,6 +66,12 @@ def _each(config: Config, specs: list[list[Spec]]) -> Iterator[Need]:
         yield Need("expert_weights", used)
         yield Need("expert_input", config.dim if config.traits.experts_weigh_input else 1, used)
         yield Need("routed", config.dim)
+        t = config.traits
+        if t.router_reads_input:
+            yield Need("early_out", config.experts.count)
+        elif t.experts_norm:
+            yield Need("early", config.dim)
+            yield Need("early_out", config.dim)
 
 
 class Scratch:

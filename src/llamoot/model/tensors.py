@@ -36,10 +36,12 @@ def model_specs(config: Config, find: Find) -> Iterator[Spec]:
         yield from _norm(config, t.output_norm, dim)
     if find("output.weight"):
         yield Spec("output.weight", ((vocab, dim),))
-    yield Spec("output.bias", ((vocab,),), "vector", False)
+    if "output.bias" not in t.ignored:
+        yield Spec("output.bias", ((vocab,),), "vector", False)
     n_rot = max((layer.n_rot for layer in config.layers), default=0)
     for name in ("rope_freqs", "rope_factors_long", "rope_factors_short"):
-        yield Spec(f"{name}.weight", ((n_rot // 2,),), "vector", False)
+        if n_rot and f"{name}.weight" not in t.ignored:
+            yield Spec(f"{name}.weight", ((n_rot // 2,),), "vector", False)
 
 
 def layer_specs(config: Config, i: int, find: Find) -> Iterator[Spec]:
@@ -49,7 +51,8 @@ def layer_specs(config: Config, i: int, find: Find) -> Iterator[Spec]:
     def here(name: str) -> tuple[int, ...] | None:
         return find(prefix + name)
 
-    for part in (_norms(config), _attention(config, layer, here), _ffn(config, layer, here)):
+    parts = (_norms(config), _attention(config, layer, here), _ffn(config, layer, here))
+    for part in parts:
         for spec in part:
             if spec.name not in config.traits.ignored:
                 yield Spec(prefix + spec.name, spec.shapes, spec.kind, spec.needed)
@@ -90,8 +93,9 @@ def _attention(config: Config, layer: Layer, find: Find) -> Iterator[Spec]:
     for name, heads in (("attn_q_norm", layer.n_heads), ("attn_k_norm", layer.n_kv_heads)):
         d = layer.head_dim
         shapes = ((d,), (heads * d,), (heads, d))
-        yield Spec(f"{name}.weight", shapes, "vector", False)
-        yield Spec(f"{name}.bias", shapes, "vector", False)
+        if find("attn_q_norm.weight") and find("attn_k_norm.weight"):
+            yield Spec(f"{name}.weight", shapes, "vector")
+            yield Spec(f"{name}.bias", shapes, "vector", False)
     yield Spec("attn_sinks.weight", ((layer.n_heads,),), "vector", False)
     if find("attn_gate.weight"):
         wide = layer.n_heads * layer.v_dim
@@ -100,10 +104,14 @@ def _attention(config: Config, layer: Layer, find: Find) -> Iterator[Spec]:
 
 def _ffn(config: Config, layer: Layer, find: Find) -> Iterator[Spec]:
     routed = find("ffn_gate_inp.weight")
-    if routed:
+    if routed is not None:
         yield from _experts(config, layer.ff, find)
-    if not routed or config.traits.dense_and_experts:
-        yield from _dense(config, layer.ff)
+    beside = config.traits.dense_and_experts and find("ffn_up.weight")
+    if routed is None or beside:
+        # Arctic's dense feed-forward is as wide as the model, whatever the file counts.
+        found = find("ffn_up.weight")
+        wide = bool(beside) and found is not None and found[0] == config.dim
+        yield from _dense(config, config.dim if wide else layer.ff)
 
 
 def _dense(config: Config, ff: int) -> Iterator[Spec]:
@@ -112,13 +120,17 @@ def _dense(config: Config, ff: int) -> Iterator[Spec]:
         yield from _linear("ffn_gate", ff, dim)
     yield from _linear("ffn_up", ff * (2 if shape == "fused" else 1), dim)
     yield from _linear("ffn_down", dim, ff)
+    yield Spec("ffn.act.scales", ((ff,),), "vector", False)
 
 
 def _experts(config: Config, dense_ff: int, find: Find) -> Iterator[Spec]:
     e, dim = config.experts, config.dim
     n, ff = e.count, e.ff
     yield from _linear("ffn_gate_inp", n, dim)
-    yield Spec("exp_probs_b.bias", ((n,),), "vector", False)
+    for name in ("exp_probs_b.bias", "exp_probs_b"):
+        yield Spec(name, ((n,),), "vector", False)
+    if config.traits.experts_norm:
+        yield from _norm(config, config.traits.experts_norm, dim)
     fused = find("ffn_gate_up_exps.weight")
     names = [("ffn_gate_up_exps", 2 * ff)] if fused else [("ffn_up_exps", ff)]
     if find("ffn_gate_exps.weight"):
@@ -137,10 +149,12 @@ def _shared(config: Config, ff: int, find: Find) -> Iterator[Spec]:
     e, dim = config.experts, config.dim
     count = max(e.shared_count, 1)
     allowed = [w for w in (e.shared_ff, e.shared_ff * count, e.ff * count, e.ff, ff) if w]
-    found = find("ffn_up_shexp.weight") or (0,)
-    width = found[0] if found[0] in allowed else allowed[0]
-    yield Spec("ffn_up_shexp.weight", ((width, dim),))
-    if find("ffn_gate_shexp.weight"):
+    found = (find("ffn_up_shexp.weight") or (0,))[0]
+    gated = find("ffn_gate_shexp.weight") is not None
+    times = 1 if gated or found in allowed else 2  # gate and up in one
+    width = found // times if found // times in allowed else allowed[0]
+    yield Spec("ffn_up_shexp.weight", ((times * width, dim),))
+    if gated:
         yield Spec("ffn_gate_shexp.weight", ((width, dim),))
     yield Spec("ffn_down_shexp.weight", ((dim, width),))
     if find("ffn_gate_inp_shexp.weight"):

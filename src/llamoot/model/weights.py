@@ -1,11 +1,9 @@
 """Binds the tensors of a file to names, every one checked against the shape the numbers ask for."""
 
 from dataclasses import dataclass, field
-from math import prod
 
 from llamoot.errors import ModelFileError
 from llamoot.gguf.reader import GGUF, Tensor
-from llamoot.gguf.types import TensorType
 from llamoot.kernels.table import Executor, Floats, Weight
 from llamoot.model.config import Config
 from llamoot.model.tensors import Spec, layer_specs, model_specs
@@ -40,6 +38,11 @@ class Weights:
         return [f"{w.name}: {w.note}" for b in bounds for w in b.matrices.values() if w.note]
 
 
+def tensor_of(gguf: GGUF, name: str) -> Tensor | None:
+    """The tensor of that name; a few converters leave `.weight` away."""
+    return gguf.tensors.get(name) or gguf.tensors.get(name.removesuffix(".weight"))
+
+
 def specs_of(gguf: GGUF, config: Config) -> list[list[Spec]]:
     """What the file has to hold: of the model, then of each layer; missing optional ones left out.
 
@@ -47,7 +50,7 @@ def specs_of(gguf: GGUF, config: Config) -> list[list[Spec]]:
     """
 
     def find(name: str) -> tuple[int, ...] | None:
-        tensor = gguf.tensors.get(name)
+        tensor = tensor_of(gguf, name)
         return tensor.shape if tensor else None
 
     wanted = [list(model_specs(config, find))]
@@ -57,7 +60,7 @@ def specs_of(gguf: GGUF, config: Config) -> list[list[Spec]]:
 
 def _checked(gguf: GGUF, spec: Spec) -> bool:
     """Whether the tensor is there, in a shape that fits."""
-    tensor = gguf.tensors.get(spec.name)
+    tensor = tensor_of(gguf, spec.name)
     expected = " or ".join(str(shape) for shape in spec.shapes)
     if tensor is None:
         if spec.needed:
@@ -91,7 +94,8 @@ def bind(gguf: GGUF, config: Config, executor: Executor) -> Weights:
 def _bind_one(gguf: GGUF, specs: list[Spec], executor: Executor) -> Bound:
     bound = Bound()
     for spec in specs:
-        tensor = gguf.tensors[spec.name]
+        tensor = tensor_of(gguf, spec.name)
+        assert tensor is not None, "specs_of has seen it"
         name = spec.name.removesuffix(".weight")
         if name.startswith("blk."):
             name = name.split(".", 2)[2]
@@ -105,4 +109,4 @@ def _bind_one(gguf: GGUF, specs: list[Spec], executor: Executor) -> Bound:
 
 
 def _floats(tensor: Tensor) -> Floats:
-    return decode(tensor.raw, TensorType(tensor.type), prod(tensor.shape)).reshape(tensor.shape)
+    return decode(tensor.raw, tensor.type, tensor.shape)
