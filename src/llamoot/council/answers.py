@@ -40,12 +40,18 @@ _ASKS: tuple[tuple[KindName, str], ...] = (
         r"\b(?:as|in|with|valid|return|output)\s+(?:a\s+)?(?:valid\s+)?json\b"
         r"|\bjson (?:object|array)",
     ),
-    ("boolean", r"\byes or no\b|\byes/no\b|\btrue or false\b|\btrue/false\b"),
+    (
+        "boolean",
+        r"\byes or no\b|\byes/no\b|\btrue or false\b|\btrue/false\b"
+        r"|^\s*(?:is|are)\b[^?\n]*\d[^?\n]*\b(?:than|equal to|divisible by|prime|even|odd)\b",
+    ),
     (
         "number",
         r"\bhow (?:many|much|old|tall|far|long)\b|\bcalculate\b|\bcompute\b|\bwhat percent"
         r"|\b(?:a|one|the|as) (?:single )?(?:number|integer)\b|\bnumber only\b"
-        r"|\d\s*[-+*/×÷−^]\s*\d|\b(?:sum|difference|product|quotient) of\b"
+        r"|\b(?:add|subtract|multiply|divide)\b[^.?\n]*\d|\bdifference between \d"
+        r"|\b(?:larg|small|great|bigg|low|high)(?:er|est)\b,? (?:of|among)?:? ?\d"
+        r"|\d\s*[-+*/×÷−^x]\s*\d|\b(?:sum|difference|product|quotient) of\b"
         r"|\b\d+ (?:plus|minus|times|divided by) \d",
     ),
     (
@@ -219,7 +225,7 @@ def _span(text: str) -> str:
     tail = _tail(text)
     if tail is not None and tail.strip():
         return tail.strip().split("\n")[0].strip(" *`\"'“”.")
-    bold = {second or first for first, second in _BOX.findall(text)}
+    bold: set[str] = {second or first for first, second in _BOX.findall(text)}
     if len(bold) == 1:
         return bold.pop().strip(" .")
     last = text.strip().rpartition("\n")[2]
@@ -236,7 +242,7 @@ def _plain_words(text: str) -> str | None:
 
 
 def _json_text(text: str) -> str | None:
-    tries = [block.strip() for block in reversed(_FENCE.findall(text))]
+    tries: list[str] = [block.strip() for block in reversed(_FENCE.findall(text))]
     tries.append(text.strip())
     for open_, close in ("{}", "[]"):
         if open_ in text and close in text:
@@ -256,7 +262,7 @@ def _canonical_json(text: str) -> str | None:
         return None
     try:
         value = _even(msgspec.json.decode(found))
-        return str(bytes(msgspec.json.encode(value, order="deterministic")), "utf-8")
+        return msgspec.json.encode(value, order="deterministic").decode()
     except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError, OverflowError):
         return None
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from llamoot.agents.types import AgentSpec, Message, Usage
+from llamoot.agents.types import Format, Message, Usage
 
 
 def _snake(name: str) -> str:
@@ -32,13 +32,12 @@ class Position(Struct, frozen=True, omit_defaults=True):
 
 
 class MemberInfo(Struct, frozen=True, omit_defaults=True):
-    """A seat for the record; `spec` opens its agent again (it names keys, never holds one)."""
+    """A seat for the record."""
 
     label: str
     id: str
     model: str
     persona: str = ""
-    spec: AgentSpec | None = None
 
 
 class CouncilStarted(Event):
@@ -50,6 +49,7 @@ class CouncilStarted(Event):
     members: tuple[MemberInfo, ...]
     chairs: tuple[str, ...]
     quorum: int
+    format: Format | None = None
     settings: dict[str, Any] = {}
 
 

@@ -1,0 +1,126 @@
+"""The command line: finds the verb, imports only its file, and turns errors into one sentence.
+
+Exit codes: 0 answered · 1 internal · 2 wrong usage or configuration · 3 no answer (quorum lost)
+· 4 deadline · 5 budget · 6 an agent or model failed · 130 stopped by Ctrl-C.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+from types import TracebackType
+
+import typer
+
+from llamoot import __version__, env
+from llamoot.errors import AgentError, BadRequest, ConfigError, CouncilFailed, LlamootError
+
+VERBS = {
+    "ask": "a council answers a question",
+    "chat": "talk to a model or a council",
+    "serve": "the OpenAI-compatible server and its page",
+    "plan": "what a question would cost, before anything is spent",
+    "doctor": "does each member of the council answer?",
+    "config": "check or explain the configuration",
+    "init": "write a commented llamoot.toml from what is found here",
+    "runs": "runs that are recorded",
+    "show": "one run: rounds, answers, votes, cost",
+    "resume": "go on with a run that was killed",
+    "replay": "play a run again without asking anyone, or with another chair",
+    "export": "a run as Markdown or JSON",
+    "run": "complete a prompt with a model",
+    "models": "models that are here",
+    "pull": "download a model",
+    "inspect": "metadata, tensors and memory plan of a model",
+    "bench": "speed of a model, or whether a council helps",
+    "quantize": "write a model in another type",
+    "embed": "embeddings of texts",
+    "tokenize": "text to token ids",
+    "detokenize": "token ids to text",
+    "logits": "raw scores of a model for given tokens",
+}
+_CODES = {"deadline": 4, "budget": 5, "cancelled": 130, "config_error": 2, "internal": 1}
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # click's, wherever typer keeps it
+
+
+def main(args: list[str] | None = None) -> None:
+    """The `llamoot` command; never returns."""
+    args = sys.argv[1:] if args is None else args
+    if not env.get("LLAMOOT_DEBUG"):
+        sys.excepthook = _unexpected
+    sys.exit(_run(args))
+
+
+def _run(args: list[str]) -> int:
+    try:
+        return _verb(args)
+    except LlamootError as error:
+        if env.get("LLAMOOT_DEBUG"):
+            raise
+        return _say(str(error), exit_code(error))
+    except (KeyboardInterrupt, typer.Abort):
+        return _say("stopped", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if env.get("LLAMOOT_DEBUG"):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"{where}{error.strerror or error}", 1)
+
+
+def _verb(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        width = max(len(verb) for verb in VERBS)
+        rows = "\n".join(f"  {verb:{width}}  {sentence}" for verb, sentence in VERBS.items())
+        print(f"llamoot: several language models answer as one\n\n{rows}\n")
+        print("`llamoot VERB --help` explains each.")
+        return 0
+    if args[0] in ("--version", "-V"):
+        print(f"llamoot {__version__}")
+        return 0
+    verb, rest = args[0], args[1:]
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, 1)
+        hint = f"did you mean '{near[0]}'?" if near else "`llamoot --help` lists them"
+        return _say(f"there is no verb '{verb}'; {hint}", 2)
+    module = importlib.import_module(f"llamoot.cli.{verb}")
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command(verb, context_settings={"help_option_names": ["-h", "--help"]})(
+        getattr(module, verb)
+    )
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(rest, prog_name=f"llamoot {verb}", standalone_mode=False)
+    except typer.Exit as end:
+        return end.exit_code
+    except _UsageError as error:
+        text: str = getattr(error, "format_message", error.__str__)()
+        message, _, near = text.rstrip(".").replace("\n", " ").partition(" (Possible options: ")
+        hint = f"; did you mean {near.split(',')[0].rstrip(')')}?" if near else ""
+        hint = hint or f"; `llamoot {verb} --help` lists what it takes"
+        return _say(message[:1].lower() + message[1:] + hint, 2)
+    return code if isinstance(code, int) else 0
+
+
+def exit_code(error: LlamootError) -> int:
+    """The exit code for an error; the table stands at the top of this file."""
+    if isinstance(error, CouncilFailed):
+        return _CODES.get(error.code, 3)
+    if isinstance(error, ConfigError | BadRequest):
+        return 2
+    return 6 if isinstance(error, AgentError) else 1
+
+
+def _say(message: str, code: int) -> int:
+    print(f"llamoot: {message}", file=sys.stderr)
+    return code
+
+
+def _unexpected(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """A fault of llamoot itself, in one line."""
+    what = f"{kind.__name__}: {error}".replace("\n", " ")
+    print(f"llamoot: internal error: {what} (LLAMOOT_DEBUG=1 shows where)", file=sys.stderr)
