@@ -45,6 +45,11 @@ def instruction(function: Callable[..., tuple[Any, Emit]]) -> Any:
     return intrinsic(function)
 
 
+def constants(function: Callable[..., tuple[Any, Emit]]) -> Any:
+    """The same, for functions that are told the values of arguments which are constants."""
+    return intrinsic(prefer_literal=True)(function)
+
+
 def inner(function: F) -> F:
     """A helper of operations, compiled into each of them."""
     compiled: F = njit(**FLAGS)(function)

@@ -1,0 +1,152 @@
+"""How packed weights are read, type by type. Build time only: imports numba.
+
+Sixteen rows are interleaved. A *super-block* is a head (scales that several blocks share) and
+some blocks; a block is 32 columns: its own scales, then the quants. The quants of four columns of
+16 rows are one vector of 64 bytes; a part of a byte (a nibble, two bits, one bit) belongs to the
+same lane of another vector. `part` is the row, of the 16, at which the registers of this target
+begin: 0 where they hold all 16.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from llamoot.kernels.op import inline
+from llamoot.kernels.simd import (
+    either,
+    floats,
+    load_bytes,
+    load_halves,
+    load_quads,
+    mask_bits,
+    mul,
+    positive_floats,
+    shift,
+)
+
+VECTOR = 64  # bytes of one vector of quants: four columns of 16 rows
+HALF_SCALES, BYTE_SCALES = 32, 16  # bytes of 16 scales
+
+Reader = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Form:
+    """One packed layout. Sizes in bytes, for 16 rows."""
+
+    head_bytes: int
+    blocks: int  # of a super-block
+    scale_bytes: int  # of a block, before its quants
+    quant_bytes: int
+    head: Reader  # (address, part) -> tuple of float vectors
+    scales: Reader  # (address, part, head) -> (scale, …) as `kind` says
+    quants: Reader  # (address, part) -> eight vectors, in the order of columns
+    kind: str  # "one": a scale; "min": a scale and a minimum; "two", "two mins": per 16 columns
+    wide: bool = False  # quants are signed bytes instead of 0…127
+    bias: int = 0  # what every small quant is too large by: a power of two, or 0
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block."""
+        return self.scale_bytes + self.quant_bytes
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one super-block."""
+        return self.head_bytes + self.blocks * self.block_bytes
+
+
+@inline
+def no_head(p: int, part: int) -> Any:
+    return ()
+
+
+@inline
+def half_head(p: int, part: int) -> Any:
+    return (floats(load_halves(p + 2 * part)),)
+
+
+@inline
+def two_halves_head(p: int, part: int) -> Any:
+    q = p + 2 * part
+    return (floats(load_halves(q)), floats(load_halves(q + HALF_SCALES)))
+
+
+@inline
+def half_scale(p: int, part: int, head: Any) -> Any:
+    return (floats(load_halves(p + 2 * part)),)
+
+
+@inline
+def half_scale_min(p: int, part: int, head: Any) -> Any:
+    q = p + 2 * part
+    return (floats(load_halves(q)), floats(load_halves(q + HALF_SCALES)))
+
+
+@inline
+def byte_scale_min(p: int, part: int, head: Any) -> Any:
+    """Unsigned bytes times the two scales of the head, of which the second is negative."""
+    q = p + part
+    scale = mul(positive_floats(load_bytes(q)), head[0])
+    return (scale, mul(positive_floats(load_bytes(q + BYTE_SCALES)), head[1]))
+
+
+@inline
+def two_byte_scales(p: int, part: int, head: Any) -> Any:
+    """Signed bytes, for the first and the last 16 columns, times the scale of the head."""
+    q = p + part
+    first = mul(floats(load_bytes(q)), head[0])
+    return (first, mul(floats(load_bytes(q + BYTE_SCALES)), head[0]))
+
+
+@inline
+def nibbles(p: int, part: int) -> Any:
+    """Four bits: columns 0…15 low, 16…31 high."""
+    q = p + 4 * part
+    a, b = load_quads(q), load_quads(q + VECTOR)
+    c, d = load_quads(q + 2 * VECTOR), load_quads(q + 3 * VECTOR)
+    low = (mask_bits(a, 15), mask_bits(b, 15), mask_bits(c, 15), mask_bits(d, 15))
+    return (*low, shift(a, -4), shift(b, -4), shift(c, -4), shift(d, -4))
+
+
+@inline
+def whole_bytes(p: int, part: int) -> Any:
+    q = p + 4 * part
+    low = (
+        load_quads(q),
+        load_quads(q + VECTOR),
+        load_quads(q + 2 * VECTOR),
+        load_quads(q + 3 * VECTOR),
+    )
+    q += 4 * VECTOR
+    return (
+        *low,
+        load_quads(q),
+        load_quads(q + VECTOR),
+        load_quads(q + 2 * VECTOR),
+        load_quads(q + 3 * VECTOR),
+    )
+
+
+@inline
+def six_bits(p: int, part: int) -> Any:
+    """Nibbles, then two vectors of pairs of high bits: bits 0-1 belong to the first vector, …"""
+    a, b, c, d, e, f, g, h = nibbles(p, part)
+    low = load_quads(p + 4 * part + 4 * VECTOR)
+    high = load_quads(p + 4 * part + 5 * VECTOR)
+    return (
+        either(a, mask_bits(shift(low, 4), 48)),
+        either(b, mask_bits(shift(low, 2), 48)),
+        either(c, mask_bits(low, 48)),
+        either(d, mask_bits(shift(low, -2), 48)),
+        either(e, mask_bits(shift(high, 4), 48)),
+        either(f, mask_bits(shift(high, 2), 48)),
+        either(g, mask_bits(high, 48)),
+        either(h, mask_bits(shift(high, -2), 48)),
+    )
+
+
+Q4_0 = Form(0, 1, 32, 256, no_head, half_scale, nibbles, "one", bias=8)
+Q8_0 = Form(0, 1, 32, 512, no_head, half_scale, whole_bytes, "one", wide=True)
+Q4_K = Form(64, 8, 32, 256, two_halves_head, byte_scale_min, nibbles, "min")
+Q6_K = Form(32, 8, 32, 384, half_head, two_byte_scales, six_bits, "two", bias=32)

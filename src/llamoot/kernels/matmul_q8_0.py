@@ -1,0 +1,18 @@
+"""Q8_0: packing and products."""
+
+from llamoot.kernels.embed import embed_op
+from llamoot.kernels.forms import Q8_0
+from llamoot.kernels.matmul import int8_op
+from llamoot.kernels.op import inline
+from llamoot.kernels.packing import move_short, move_vectors, pack_op
+
+
+@inline
+def _move(source: int, out: int, lane: int) -> None:
+    move_short(source, out + 2 * lane)
+    move_vectors(source + 2, out + 32 + 4 * lane, 8)
+
+
+matmul = int8_op(__name__, Q8_0)
+pack = pack_op(__name__, 34, Q8_0.bytes, _move)
+embed = embed_op(__name__, Q8_0)
