@@ -122,7 +122,7 @@ class Endpoint:
             url = ("http://" if _is_local(url) else "https://") + url
         self.origin = origin_of(url)
         parts = urlsplit(url)
-        self._query = parts.query
+        self._query = Secret(parts.query)
         azure = self.origin.host.endswith(_AZURE)
         self.path = _base_path(parts.path, azure, "api-version=" in parts.query, model)
         self.deployment = "/deployments/" in self.path
@@ -150,12 +150,12 @@ class Endpoint:
 
     def target(self, route: str) -> str:
         """Path and query of `route` ("chat/completions") on the wire."""
-        query = f"?{self._query}" if self._query else ""
+        query = f"?{self._query.reveal()}" if self._query else ""
         return f"{self.path}/{route}{query}"
 
     def shown(self, route: str = "") -> str:
         """The URL as a person may see it."""
-        pairs = parse_qsl(self._query, keep_blank_values=True)
+        pairs = parse_qsl(self._query.reveal(), keep_blank_values=True)
         safe = [(k, v if k in _SAFE_QUERY else "***") for k, v in pairs]
         query = f"?{urlencode(safe, safe='*')}" if safe else ""
         path = f"{self.path}/{route}" if route else self.path
