@@ -84,7 +84,11 @@ class Forward:
         if i == len(self.blocks) - 1:
             x, into, o = self._only_outputs(k, into is h)
             early = self._gathered(k, early) if early is not None else None
-        h, f = self.s.get("h_out" if x.rows == "outputs" else "h"), self.s.get("f", rows=x.rows)
+        rows = x.rows
+        h, f = (
+            self.s.get("h" if rows == "tokens" else "h_out", rows=rows),
+            self.s.get("f", rows=rows),
+        )
         if t.attn_post_norm:
             norm(k, c, o, o, w, t.attn_post_norm)
         own = bool(t.ffn_norm) and (t.bare_norm or t.ffn_norm in w.vectors)
