@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamoot.errors import BadRequest
+from llamoot.kernels.memory import aligned
 from llamoot.kernels.step import BLOCK
 
 CacheType = Literal["f32", "f16", "q8_0"]
@@ -76,5 +77,5 @@ def _zeros(type: str, n_blocks: int, block: tuple[int, int, int], dims: int) -> 
     if type == "q8_0":
         scales = (block[0], -(-dims // GROUP), BLOCK)
         record = np.dtype([("q", np.int8, block), ("d", np.float16, scales)])
-        return np.zeros(n_blocks, record)
-    return np.zeros((n_blocks, *block), np.float16 if type == "f16" else np.float32)
+        return aligned(n_blocks, record)
+    return aligned((n_blocks, *block), np.float16 if type == "f16" else np.float32)

@@ -9,10 +9,10 @@ LINE = 64
 
 
 def aligned(shape: int | tuple[int, ...], dtype: npt.DTypeLike = np.int64) -> npt.NDArray[Any]:
-    """Zeros that begin on a cache line."""
+    """Zeros that begin on a cache line; a vector may be read past the end of them."""
     kind = np.dtype(dtype)
     n_bytes = int(np.prod(shape)) * kind.itemsize
-    raw = np.zeros(n_bytes + LINE, np.uint8)
+    raw = np.zeros(n_bytes + 2 * LINE, np.uint8)
     start = -raw.ctypes.data % LINE
     return raw[start : start + n_bytes].view(kind).reshape(shape)
 

@@ -74,8 +74,8 @@ class Pool:
 
     def call(self, name: str, rows: int = 1, **values: float) -> None:
         """Run one kernel by itself, on all threads; addresses must stay alive meanwhile."""
-        kernel, counter = self.library.kernel(name), aligned(8)
-        words = self._words(kernel, values, counter, np.array([rows]))
+        kernel, counter, count = self.library.kernel(name), aligned(8), np.array([rows])
+        words = self._words(kernel, values, counter, count)
         tape = np.array([[kernel.address, address(words), 1]])
         self.run(tape, counter)
 

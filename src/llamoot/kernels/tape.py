@@ -15,14 +15,14 @@ import numpy.typing as npt
 
 from llamoot.kernels.memory import address, aligned
 from llamoot.kernels.pool import Pool
-from llamoot.kernels.step import N_OUTPUTS, N_SEQS, N_TOKENS, Step
+from llamoot.kernels.step import N_LOGITS, N_OUTPUTS, N_SEQS, N_TOKENS, Step
 from llamoot.kernels.table import Buf
 
 Array = npt.NDArray[Any]
 Value = int | float | Array | Buf | None
 T = TypeVar("T")
 
-COUNTS = {"tokens": N_TOKENS, "outputs": N_OUTPUTS, "seqs": N_SEQS}
+COUNTS = {"tokens": N_TOKENS, "outputs": N_OUTPUTS, "logits": N_LOGITS, "seqs": N_SEQS}
 
 
 @dataclass(frozen=True)
