@@ -46,7 +46,9 @@ class Engine:
         self.context = min(step.max_blocks, n_blocks) * BLOCK
         self.blocks = Blocks(n_blocks, BLOCK)
         whole = not runner.config.causal
-        self.scheduler = Scheduler(self.blocks, step.max_tokens, step.max_seqs, MIXED, whole)
+        self.scheduler = Scheduler(
+            self.blocks, step.max_tokens, step.max_seqs, MIXED, step.max_outputs, whole
+        )
         self.n_steps = self.n_prompt = self.n_generated = 0  # what was computed so far
         self._orders: deque[Sequence] = deque()
         self._cancels: deque[Sequence] = deque()
@@ -173,7 +175,7 @@ class Engine:
         for chunk in batch:
             seq = chunk.seq
             wanted = "last" if chunk.reaches_end else "none"
-            if chunk.guesses or seq.pooling in ("mean", "cls", "rank"):
+            if chunk.guesses or seq.pooling not in ("", "last"):
                 wanted = "all"
             step.add(chunk.tokens + chunk.guesses, seq.n_done, seq.blocks, wanted)
 
@@ -182,7 +184,7 @@ class Engine:
         started = perf_counter()
         for chunk in batch:
             chunk.seq.admitted = chunk.seq.admitted or started
-        if batch[0].seq.pooling:
+        if batch[0].seq.pooling not in ("", "logits"):
             self.runner.run(logits=False)
             hidden: Floats = self.runner.hidden()
             return hidden
@@ -194,12 +196,12 @@ class Engine:
         start = 0
         for chunk in batch:
             seq = chunk.seq
-            whole = seq.pooling in ("mean", "cls", "rank")
+            whole = seq.pooling not in ("", "last")
             n = len(chunk.tokens) if whole else chunk.reaches_end * (1 + len(chunk.guesses))
             mine, start = rows[start : start + n], start + n
             at_end, first, at_start = chunk.reaches_end, seq.n_new == 0, seq.n_done == 0
             self.blocks.wrote(seq, len(chunk.tokens))
-            self.n_prompt += 0 if seq.is_decoding else len(chunk.tokens)
+            self.n_prompt += first * len(chunk.tokens)
             if seq.pooling:
                 self._pool(seq, mine, at_start, at_end)
             elif at_end:
@@ -217,6 +219,7 @@ class Engine:
                 member.cached = seq.n_cached if member is seq else seq.n_prompt
                 member.first_token = perf_counter()
             chosen, finish = self._choose(member, rows, guesses)
+            member.last_token = perf_counter()
             self.blocks.wrote(member, max(0, len(chosen) - 1))
             self.n_generated += len(chosen)
             if member.lookup:
@@ -250,7 +253,10 @@ class Engine:
 
     def _pool(self, seq: Sequence, rows: Floats, at_start: bool, at_end: bool) -> None:
         """Gather the embedding from the hidden states `rows` (n, dim) of one chunk."""
-        if seq.pooling == "mean":
+        if seq.pooling == "logits":
+            seq.rows.append(rows.copy())
+            seq.pooled = np.concatenate(seq.rows) if at_end else None
+        elif seq.pooling == "mean":
             total = rows.sum(axis=0, dtype=np.float64)
             seq.pooled = total if seq.pooled is None else seq.pooled + total
         elif seq.pooling == "last":
@@ -258,8 +264,8 @@ class Engine:
         elif at_start:
             seq.pooled = rows[0].copy()
         if at_end and seq.pooled is not None:
-            n = len(seq.ids) if seq.pooling == "mean" else 1
-            seq.pooled = (seq.pooled / n).astype(np.float32)
+            if seq.pooling == "mean":
+                seq.pooled = (seq.pooled / len(seq.ids)).astype(np.float32)
             self._end(seq, "stop", ())
 
     def _end(self, seq: Sequence, finish: Finish, tokens: tuple[Chosen, ...]) -> None:
@@ -284,6 +290,8 @@ class Engine:
 
 
 def _by_result(batch: list[Chunk]) -> list[list[Chunk]]:
-    """Chunks that want logits and chunks that want hidden states go through separate passes."""
-    parts = [[c for c in batch if not c.seq.pooling], [c for c in batch if c.seq.pooling]]
-    return [part for part in parts if part]
+    """Passes of one step: one for all who generate, one for embeddings, one for each of logits."""
+    generating = [c for c in batch if not c.seq.pooling]
+    embedding = [c for c in batch if c.seq.pooling not in ("", "logits")]
+    logits = [[c] for c in batch if c.seq.pooling == "logits"]
+    return [part for part in (generating, embedding, *logits) if part]

@@ -35,10 +35,17 @@ class Scheduler:
     """`max_tokens` a step, `max_mixed` prompt tokens a step while somebody is decoding."""
 
     def __init__(
-        self, blocks: Blocks, max_tokens: int, max_seqs: int, max_mixed: int, whole: bool = False
+        self,
+        blocks: Blocks,
+        max_tokens: int,
+        max_seqs: int,
+        max_mixed: int,
+        max_outputs: int = 64,
+        whole: bool = False,
     ) -> None:
-        """`whole` prompts are never split: models whose tokens see what follows them."""
-        self.blocks, self.whole = blocks, whole
+        """`max_outputs` rows of logits fit a step; `whole` prompts are never split: those of
+        models whose tokens see what follows them."""
+        self.blocks, self.max_outputs, self.whole = blocks, max_outputs, whole
         self.max_tokens, self.max_seqs, self.max_mixed = max_tokens, max_seqs, max_mixed
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
@@ -105,6 +112,8 @@ class Scheduler:
             return seq.n_left if seq.n_left <= budget else 0
         if budget <= 0 or self.blocks.must_wait(seq):
             return 0
+        if seq.pooling == "logits":
+            budget = min(budget, self.max_outputs)
         return self.blocks.n_unclaimed(seq, min(seq.n_left, budget))
 
     def _n_writable(self, seq: Sequence) -> int:

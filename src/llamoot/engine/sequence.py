@@ -14,6 +14,8 @@ from llamoot.engine.speculate import Lookup
 
 Finish = Literal["stop", "length", "cancelled"]
 
+Pooling = Literal["", "mean", "cls", "last", "rank", "logits"]
+
 _numbers = itertools.count(1)
 
 
@@ -24,7 +26,7 @@ class Output:
     tokens: tuple[Chosen, ...] = ()
     finish: Finish | None = None
     error: BaseException | None = None
-    embedding: Floats | None = None  # (dim,) as pooled, not normalised
+    pooled: Floats | None = None  # (dim,) embedding, not normalised; or logits (n, vocab)
 
 
 class Rules(Protocol):
@@ -58,7 +60,7 @@ class Sequence:
     rules: Rules | None = None
     drafts: tuple[list[int], ...] = ()  # texts the answer probably repeats
     adapters: dict[str, float] = field(default_factory=dict)
-    pooling: Literal["", "mean", "cls", "last", "rank"] = ""  # not empty: wants an embedding
+    pooling: Pooling = ""  # not empty: wants hidden states, or logits, of its prompt and no text
     siblings: list["Sequence"] = field(default_factory=list)  # further samples of the same prompt
 
     id: int = field(default_factory=lambda: next(_numbers))
@@ -72,16 +74,20 @@ class Sequence:
     cancelled: bool = False
     finish: Finish | None = None
     pooled: Floats | None = None  # the embedding, or its sum so far
+    rows: list[Floats] = field(default_factory=list)  # logits so far
     sampler: Sampler = field(init=False)
     lookup: Lookup | None = None
     submitted: float = field(default_factory=time.perf_counter)
     admitted: float = 0.0
     first_token: float = 0.0
+    last_token: float = 0.0
     ended: float = 0.0
 
     def __post_init__(self) -> None:
         self.n_prompt = len(self.ids)
         self.sampler = Sampler(self.params)
+        if self.pooling:
+            self.space = self.id.to_bytes(8, "little")  # every token's own row is needed
         if self.drafts:
             self.lookup = Lookup((*self.drafts, self.ids))
 
