@@ -3,10 +3,9 @@
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+
 from llamoot.text.output import Delta, OutputParser
-from llamoot.text.syntax import PLAIN, Syntax, detect, opens_reasoning
+from llamoot.text.syntax import Syntax, detect
 
 pytestmark = pytest.mark.pure
 

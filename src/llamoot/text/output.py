@@ -362,8 +362,8 @@ class OutputParser:
 
     def _sections(self, marker: str) -> Steps:
         """DeepSeek, Kimi: begin, name, separator, JSON (fenced or not), end; several in a row."""
-        section, begin = list(self.syntax.calls)
-        separator, end, section_end = self.syntax.inner
+        section, begin, *_ = self.syntax.calls
+        separator, end, section_end, *_ = self.syntax.inner
         while True:
             if marker == section:
                 _, marker = yield from self._body(begin, section_end)
