@@ -22,6 +22,19 @@ POST = Traits(
     ffn_post_norm="post_ffw_norm",
 )
 COMMAND = Traits(norm="layer", parallel="yes", ffn_norm="", logit_scale="mul")
+BERT = replace(
+    LAYER,
+    causal=False,
+    headless=True,
+    token_types=True,
+    embd_norm="token_embd_norm",
+    output_norm="",
+    attn_norm="",
+    ffn_norm="",
+    attn_post_norm="attn_output_norm",
+    ffn_post_norm="layer_output_norm",
+    norm_after_add=True,
+)
 QKV_BIASES = ("attn_q.bias", "attn_k.bias", "attn_v.bias")
 UNUSED_BIASES = ("attn_output.bias", "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias")
 GRANITE = Traits(logit_scale="div", norm_topk=True)
@@ -30,6 +43,7 @@ ARCHITECTURES: dict[str, Traits] = {
     "arcee": Traits(act="relu2", ffn="plain"),
     "command-r": COMMAND,
     "cohere2": replace(COMMAND, window=-1, window_step=4, rope_windowed_only=True),
+    "eurobert": replace(NEOX, causal=False, headless=True),
     "exaone": NEOX,
     "exaone4": replace(
         POST, window=4096, window_step=4, window_min_layers=64, rope_windowed_only=True
@@ -47,6 +61,15 @@ ARCHITECTURES: dict[str, Traits] = {
         attn_softcap=50.0,
         final_softcap=30.0,
         attn_scale_dim_at=46,
+    ),
+    "gemma-embedding": replace(
+        GEMMA2,
+        causal=False,
+        headless=True,
+        window=-1,
+        window_step=6,
+        window_base=10000.0,
+        window_unscaled=True,
     ),
     "gemma3": replace(
         GEMMA2,
@@ -113,6 +136,7 @@ ARCHITECTURES: dict[str, Traits] = {
     ),
     "arctic": Traits(norm_topk=True, dense_and_experts=1.0, experts_norm="ffn_norm_exps"),
     "baichuan": Traits(rope_at_layers=32, alibi=8.0, alibi_at_layers=40),
+    "bert": replace(BERT, learned_positions=True),
     "bloom": replace(LAYER, alibi=8.0, embd_norm="token_embd_norm"),
     "chatglm": Traits(ffn="fused"),
     "codeshell": replace(LAYER, rope="halves"),
@@ -204,6 +228,8 @@ ARCHITECTURES: dict[str, Traits] = {
         logit_scale="mul",
         final_softcap=-1.0,
     ),
+    "nomic-bert": replace(BERT, rope="halves", act="silu", ffn="gated"),
+    "nomic-bert-moe": replace(BERT, rope="halves", norm_topk=False),
     "nanbeige": LLAMA,
     "nemotron": replace(LAYER, rope="halves", act="relu2"),
     "olmo": Traits(norm="layer", bare_norm=True),

@@ -62,6 +62,8 @@ class Forward:
     def _embed(self, k: Kernels) -> None:
         c, w, x = self.config, self.weights.model, self.s.get("x")
         k.embed(x, w.matrices["token_embd"], c.embed_scale)
+        if "token_types" in w.vectors:
+            k.add_vector(x, x, w.vectors["token_types"].reshape(-1, c.dim)[0].copy())
         if c.traits.learned_positions:
             k.embed_pos(x, x, w.matrices["position_embd"])
         if c.traits.embd_norm:
@@ -89,22 +91,26 @@ class Forward:
             self.s.get("h" if rows == "tokens" else "h_out", rows=rows),
             self.s.get("f", rows=rows),
         )
-        if t.attn_post_norm:
+        if t.attn_post_norm and not t.norm_after_add:
             norm(k, c, o, o, w, t.attn_post_norm)
         own = bool(t.ffn_norm) and (t.bare_norm or t.ffn_norm in w.vectors)
         parallel = c.parallel or (t.parallel == "normless" and not own)
         if not parallel:
             k.add(x, x, o, c.residual_scale)
+            if t.norm_after_add:
+                norm(k, c, x, x, w, t.attn_post_norm)
             into = x
         if own:
             norm(k, c, h, x, w, t.ffn_norm)
             into = h
         self.feed.run(k, i, w, f, into, early)
-        if t.ffn_post_norm:
+        if t.ffn_post_norm and not t.norm_after_add:
             norm(k, c, f, f, w, t.ffn_post_norm)
         if parallel:
             k.add(x, x, o, c.residual_scale)
         k.add(x, x, f, c.residual_scale)
+        if t.norm_after_add:
+            norm(k, c, x, x, w, t.ffn_post_norm)
 
     def _only_outputs(self, k: Kernels, normed: bool) -> tuple[Buf, Buf, Buf]:
         """Rows whose logits are wanted: of the residual, of its norm and of attention's result."""
@@ -177,15 +183,14 @@ class Forward:
 
     def _head(self, k: Kernels) -> None:
         c, w = self.config, self.weights.model
-        x, hidden, logits = (
-            self.s.get("x_out", rows="outputs"),
-            self.s.get("hidden"),
-            self.s.get("logits"),
-        )
+        x, hidden = self.s.get("x_out", rows="outputs"), self.s.get("hidden")
         if c.traits.output_norm:
             norm(k, c, hidden, x, w, c.traits.output_norm)
         else:
             k.scale(hidden, x, 1.0)
+        if c.traits.headless:
+            return
+        logits = self.s.get("logits")
         k.matmul(logits, w.matrices["output"], hidden, w.bias("output"))
         if c.logit_scale != 1.0:
             k.scale(logits, logits, c.logit_scale)

@@ -76,6 +76,11 @@ class Runner:
         return [block.cache for block in self._blocks]
 
     @property
+    def has_logits(self) -> bool:
+        """Whether the model predicts tokens; an encoder has hidden rows only."""
+        return not self.config.traits.headless
+
+    @property
     def block_bytes(self) -> int:
         """Bytes of one cache block over all layers."""
         return sum(a[:1].nbytes for cache in self.caches for a in (cache.k, cache.v))
@@ -83,17 +88,30 @@ class Runner:
     def run(self, logits: bool = True) -> Floats:
         """Execute what the step holds; logits (n_outputs, vocab), a view valid until the next run.
 
-        Without `logits` only hidden rows are computed. At most `step.max_outputs` logits fit.
+        Without `logits`, and by an encoder, only hidden rows are computed. At most
+        `step.max_outputs` rows of logits fit.
         """
         step = self.step
+        logits = logits and self.has_logits
         assert not logits or step.n_outputs <= step.max_outputs, "more outputs than logits rows"
         step.want_logits(logits)
         self._executor.run()
+        if not self.has_logits:
+            return np.zeros((0, 0), np.float32)
         return self._scratch.get("logits").data[: step.n_logits]
 
     def hidden(self) -> Floats:
         """Final-normed hidden rows (n_outputs, dim) of the last run; a view."""
         return self._scratch.get("hidden").data[: self.step.n_outputs]
+
+    def finished(self, pooled: Floats) -> Floats:
+        """A pooled hidden row (dim,) after the file's dense heads, where it has any."""
+        vector = pooled
+        for name in ("dense_2", "dense_3"):
+            matrix = self.weights.model.vector(name)
+            if matrix is not None:
+                vector = np.asarray(matrix @ vector, np.float32)
+        return vector
 
     def copy_block(self, src: int, dst: int) -> None:
         """Copy one cache block of every layer: what copy-on-write needs."""

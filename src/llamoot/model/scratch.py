@@ -51,7 +51,8 @@ def _each(config: Config, specs: list[list[Spec]]) -> Iterator[Need]:
     for name in ("x", "h", "o", "f", "x_out", "h_out", "o_out"):
         yield Need(name, config.dim)
     yield Need("hidden", config.dim, rows="outputs")
-    yield Need("logits", config.n_vocab, rows="logits")
+    if not config.traits.headless:
+        yield Need("logits", config.n_vocab, rows="logits")
     used = config.experts.used
     for layer in config.layers:
         yield Need("attended", max(layer.n_heads * layer.v_dim, 1))

@@ -34,7 +34,15 @@ def model_specs(config: Config, find: Find) -> Iterator[Spec]:
         yield from _norm(config, t.embd_norm, dim)
     if t.output_norm:
         yield from _norm(config, t.output_norm, dim)
-    if find("output.weight"):
+    if t.token_types:
+        types = find("token_types.weight") or (1,)
+        n_types = types[0] if len(types) > 1 else 1
+        yield Spec("token_types.weight", ((n_types, dim),), "vector", False)
+    for name in ("dense_2", "dense_3"):  # heads of an embedding model, after pooling
+        head = find(f"{name}.weight")
+        if head is not None and len(head) == 2:
+            yield Spec(f"{name}.weight", (head,), "vector")
+    if find("output.weight") and not t.headless:
         yield Spec("output.weight", ((vocab, dim),))
     if "output.bias" not in t.ignored:
         yield Spec("output.bias", ((vocab,),), "vector", False)

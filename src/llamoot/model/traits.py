@@ -29,6 +29,8 @@ class Traits:
     alibi: float = 0.0  # largest bias where the file does not say
     alibi_at_layers: int = 0  # ALiBi only in models of so many layers (0: all)
     learned_positions: bool = False  # position_embd is added to the embeddings
+    token_types: bool = False  # and the first row of token_types, where there is one
+    headless: bool = False  # an encoder: hidden rows are all there is, no logits
     # norms
     norm: Literal["rms", "layer", "either"] = "rms"  # either: layer where there is no RMS epsilon
     bare_norm: bool = False  # norms without weights
@@ -39,6 +41,7 @@ class Traits:
     ffn_norm: str = "ffn_norm"  # before the feed-forward; "" for none
     attn_post_norm: str = ""  # of what attention returns
     ffn_post_norm: str = ""
+    norm_after_add: bool = False  # these two norm the sum with the residual stream (bert)
     post_eps: float = 0.0  # epsilon of these two; 0: as the others
     # Attention and feed-forward both read the layer's input: always, where the file says so, or
     # where there is no norm between them.
