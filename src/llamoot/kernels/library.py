@@ -9,11 +9,12 @@ import ctypes
 import functools
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ from llamoot.kernels.target import Target, current
 
 FOLDER = Path(__file__).parent
 _IMPORT = re.compile(r"^from llamoot\.kernels\.(\w+) import|^from llamoot\.kernels import (\w+)")
+
+# What every model needs, slowest first: compiled while the first weights are still being packed.
+COMMON = ("attention", "store", "rows", "norm", "act", "rope", "quantize")
 
 Entry = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
@@ -74,19 +78,18 @@ class Library:
         self._kernels: dict[str, Kernel] = {}
         self._modules: set[str] = set()
         self._spare: tempfile.TemporaryDirectory[str] | None = None
+        self._building: dict[str, subprocess.Popen[str]] = {}
+        self._told = False
+        self._lock = threading.Lock()
 
     def load(self, modules: Iterable[str]) -> None:
         """Make these modules' kernels callable; compiles those that the cache does not hold."""
-        wanted = {name: self.path(name) for name in sorted(set(modules) - self._modules)}
-        found = {name: _read(path) for name, path in wanted.items()}
-        missing = {name: wanted[name] for name, file in found.items() if file is None}
-        if missing:
-            built = self._build(missing)
-            found |= {name: _read(path) for name, path in built.items()}
-        for name, file in found.items():
-            if file is None:
-                raise LlamootError(f"kernels/{name}.py: its object code cannot be read back")
-            self._add(name, *file)
+        with self._lock:
+            wanted = sorted(set(modules) - self._modules)
+            found = {name: _read(self.path(name)) for name in wanted}
+            self._start([name for name, file in found.items() if file is None])
+            for name, file in found.items():
+                self._add(name, *(file or self._built(name)))
 
     def kernel(self, name: str) -> Kernel:
         """The operation "module.name"; its module is loaded if need be."""
@@ -115,35 +118,26 @@ class Library:
             parameters, types = tuple(about["parameters"]), tuple(about["types"])
             self._kernels[name] = Kernel(name, address, parameters, types)
 
-    def _build(self, missing: dict[str, Path]) -> dict[str, Path]:
-        """Compile modules in as many processes as there are processors; returns their files."""
-        if not self._spare and not _writable(next(iter(missing.values())).parent):
-            folder = env.cache_folder()
-            print(
-                f"llamoot: {folder} cannot be written; kernels are compiled anew at every start "
-                "(set LLAMOOT_CACHE to a folder that can)",
-                file=sys.stderr,
-            )
-            self._spare = tempfile.TemporaryDirectory(prefix="llamoot-kernels-")
-            missing = {name: self.path(name) for name in missing}
-        print(f"llamoot: compiling kernels for {self.target.cpu} … once", file=sys.stderr)
-        parts: list[list[str]] = [[] for _ in range(min(os.cpu_count() or 1, len(missing)))]
-        load = [0] * len(parts)
-        for name in sorted(missing, key=lambda name: -len(_text(name))):
-            least = load.index(min(load))
-            parts[least].append(f"{name}={missing[name]}")
-            load[least] += len(_text(name))
-        running = [self._start(part) for part in parts]
-        for process in running:
-            _, errors = process.communicate()
-            if process.returncode:
-                last = (errors.strip().splitlines() or ["no message"])[-1]
-                raise LlamootError(f"compiling kernels for {self.target.cpu} failed: {last}")
-        return missing
+    def _start(self, missing: list[str]) -> None:
+        """Begin to compile these modules, and in the background those that every model needs."""
+        missing = [name for name in missing if name not in self._building]
+        if not missing:
+            return
+        if not self._told:
+            self._told = True
+            self._find_room()
+            print(f"llamoot: compiling kernels for {self.target.cpu} … once", file=sys.stderr)
+            others = [name for name in COMMON if name not in missing]
+            self._compile([name for name in others if _read(self.path(name)) is None])
+        self._compile(missing)
 
-    def _start(self, pairs: list[str]) -> "subprocess.Popen[str]":
+    def _compile(self, modules: list[str]) -> None:
+        """One process for these modules, one after the other."""
+        if not modules:
+            return
+        pairs = [f"{name}={self.path(name)}" for name in modules]
         # The folder above the package as working directory makes the package importable there.
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "llamoot.kernels.build", self.target.key, *pairs],
             cwd=FOLDER.parents[1],
             stdin=subprocess.DEVNULL,
@@ -151,6 +145,32 @@ class Library:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._building |= dict.fromkeys(modules, process)
+
+    def _built(self, name: str) -> tuple[dict[str, Any], bytes]:
+        """What was compiled for a module, as soon as its file is there."""
+        process, path = self._building[name], self.path(name)
+        file = _read(path)
+        while file is None and process.poll() is None:
+            time.sleep(0.01)
+            file = _read(path)
+        file = file or _read(path)
+        if file is None:
+            _, errors = process.communicate()
+            last = (errors.strip().splitlines() or ["no message"])[-1]
+            raise LlamootError(f"compiling kernels/{name}.py for {self.target.cpu} failed: {last}")
+        return file
+
+    def _find_room(self) -> None:
+        """Use a folder of this process alone where the user's cache cannot be written."""
+        folder = env.cache_folder() / "kernels"
+        if not _writable(folder):
+            print(
+                f"llamoot: {folder} cannot be written; kernels are compiled anew at every start "
+                "(set LLAMOOT_CACHE to a folder that can)",
+                file=sys.stderr,
+            )
+            self._spare = tempfile.TemporaryDirectory(prefix="llamoot-kernels-")
 
 
 @functools.cache
