@@ -22,7 +22,6 @@ DEFAULT = {
     F.Q5_1: T.Q5_1,
     F.Q8_0: T.Q8_0,
     F.Q2_K: T.Q2_K,
-    F.Q2_K_S: T.Q2_K,
     F.Q3_K_S: T.Q3_K,
     F.Q3_K_M: T.Q3_K,
     F.Q3_K_L: T.Q3_K,
@@ -52,8 +51,8 @@ KEPT = re.compile(
 NARROW = {
     T.TQ1_0: T.Q4_0,
     T.TQ2_0: T.Q4_0,
-    T.Q2_K: T.IQ4_NL,
-    T.Q3_K: T.IQ4_NL,
+    T.Q2_K: T.Q4_0,
+    T.Q3_K: T.Q4_0,
     T.IQ4_XS: T.IQ4_NL,
     T.Q4_K: T.Q5_0,
     T.Q5_K: T.Q5_1,
@@ -156,8 +155,6 @@ def _values(file: F, model: Model, i: int, n: int) -> T:
         or (file in (F.IQ4_NL, F.IQ4_XS) and model.gqa >= 4)
     ):
         kind = T.Q5_K
-    elif file is F.Q2_K_S and model.gqa >= 4:
-        kind = T.Q4_K
     elif file in (F.Q4_K_M, F.Q5_K_M) and _more_bits(i, n):
         kind = T.Q6_K
     large = model.n_layers == 80 and model.gqa > 1 and model.arch in ("llama", "qwen2")
@@ -169,8 +166,6 @@ def _down(file: F, model: Model, i: int) -> T:
     early, more = i < n // 8, _more_bits(i, n)
     if file is F.Q2_K:
         return T.Q3_K
-    if file is F.Q2_K_S and early:
-        return T.Q4_K
     if file is F.Q3_K_M:
         return T.Q5_K if i < n // 16 else T.Q4_K if not falcon or more else T.Q3_K
     if file is F.Q3_K_L:
