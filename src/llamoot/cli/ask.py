@@ -10,11 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from llamoot import api
+from llamoot.agents.types import Message
 from llamoot.cli import render
 from llamoot.council.council import answered
 from llamoot.council.events import Event, encode
 from llamoot.council.folds import Transcript
 from llamoot.council.panel import panel
+from llamoot.council.plan import learn, predict
 from llamoot.council.run import Run
 from llamoot.errors import BadRequest
 
@@ -85,9 +87,15 @@ async def _ask(
     if config.origin.startswith(("found", "the model")) and not quiet:
         render.note(f"no llamoot.toml: asking {config.origin}")
     store = api.store_or_memory(None, render.note)
-    council = api.Council.of(panel(config), store)
+    made = panel(config)
+    council = api.Council.of(made, store)
     try:
-        return await played(council.start(question, key=key, listener=listener))
+        done = await played(council.start(question, key=key, listener=listener))
+        if not quiet:
+            before = [past for past in store.transcripts() if past.run != done.run]
+            said = predict(made, [Message("user", question)], learn(before))
+            render.note(render.plan_line(said.errors(done)))
+        return done
     finally:
         await council.close()
         store.close()

@@ -97,8 +97,8 @@ def _verb(args: list[str]) -> int:
         return end.exit_code
     except _UsageError as error:
         text: str = getattr(error, "format_message", error.__str__)()
-        message, _, near = text.rstrip(".").replace("\n", " ").partition(" (Possible options: ")
-        hint = f"; did you mean {near.split(',')[0].rstrip(')')}?" if near else ""
+        message, _, options = text.rstrip(".").replace("\n", " ").partition(" (Possible options: ")
+        hint = f"; did you mean {options.split(',')[0].rstrip(')')}?" if options else ""
         hint = hint or f"; `llamoot {verb} --help` lists what it takes"
         return _say(message[:1].lower() + message[1:] + hint, 2)
     return code if isinstance(code, int) else 0

@@ -95,6 +95,12 @@ def cost_line(done: Transcript) -> str:
     return " · ".join(parts)
 
 
+def plan_line(errors: dict[str, float]) -> str:
+    """How wrong the plan was, in one line."""
+    parts = [f"{error:+.0%} {name}" for name, error in errors.items()]
+    return "plan was off by " + ", ".join(parts) if parts else "nothing to compare the plan with"
+
+
 def how_line(done: Transcript) -> str:
     """How the answer came about, in one line."""
     who = f", in the words of {done.seat}" if done.seat else ""
@@ -112,6 +118,36 @@ def brief(text: str, width: int = 72) -> str:
     """A text on one line of at most `width` characters, its end rather than its beginning."""
     line = " ".join(text.split())
     return line if len(line) <= width else "…" + line[-(width - 1) :]
+
+
+def markdown(done: Transcript) -> str:
+    """A run as a Markdown document."""
+    members = done.members
+    lines = [f"# {brief(done.question, 100)}", "", done.question, "", "## Answer", ""]
+    failed = done.failure
+    lines += [done.text if failed is None else f"*{failed.code}*: {failed.message}"]
+    lines += ["", f"*{how_line(done)} · {cost_line(done)}*"]
+    for number, fold in done.rounds.items():
+        lines += ["", f"## Round {number}: {_STAGES[fold.stage]}"]
+        if fold.likeness is not None:
+            lines += ["", f"Likeness {fold.likeness:.2f}"]
+        for seat, result in sorted(fold.outcomes.items()):
+            name = members[seat].id if seat in members else seat
+            lines += ["", f"### {seat} ({name}), {result.seconds:.1f} s", ""]
+            if isinstance(result, ExpertFailed):
+                lines += [f"*{result.status}*: {result.message}"]
+            else:
+                lines += [result.text]
+    if done.ballots:
+        lines += ["", "## Ballots", "", "| seat | vote | weight |", "|---|---|---|"]
+        for b in done.ballots:
+            vote = " > ".join(" = ".join(group) for group in b.ranking) or b.choice or "abstains"
+            lines += [f"| {b.seat} | {brief(vote, 60)} | {b.weight:.2f} |"]
+    if done.dissent:
+        lines += ["", "## Dissent", "", *dissent_lines(done)]
+    if done.warnings:
+        lines += ["", "## Notes", "", *(f"- {w.message}" for w in done.warnings)]
+    return "\n".join(lines)
 
 
 class Plain:

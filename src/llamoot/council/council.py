@@ -274,12 +274,12 @@ class Council:
             return run
         store.claim(id)
         run.emit(CouncilResumed())
-        return self._play(run, _panel(past))
+        return self._play(run, recorded_panel(past))
 
     def rechair(self, id: str, chair: str, listener: Listener | None = None) -> Run:
         """A new run from the recorded drafts of `id`, its last stage written by `chair`."""
         store, past = self._past(id)
-        panel = _panel(past)
+        panel = recorded_panel(past)
         found = [p.label for p in panel.places if chair in (p.label, p.spec.id, p.spec.model)]
         if not found:
             names = ", ".join(f"{p.label} ({p.spec.id})" for p in panel.places)
@@ -327,7 +327,7 @@ def _info(panel: Panel) -> list[MemberInfo]:
     return [MemberInfo(p.label, p.spec.id, p.spec.model, p.persona) for p in panel.places]
 
 
-def _panel(past: Sequence[Event]) -> Panel:
+def recorded_panel(past: Sequence[Event]) -> Panel:
     """The panel that a run was started with."""
     started = past[0]
     assert isinstance(started, CouncilStarted)
@@ -343,8 +343,7 @@ def _drafts(past: Sequence[Event]) -> list[Event]:
         if getattr(event, "round", 0) in last:
             continue
         if isinstance(event, Answered | ExpertFailed):
-            blank = type(event.usage)()
-            free.append(msgspec.structs.replace(event, usage=blank, cost=0.0, seconds=0.0))
+            free.append(msgspec.structs.replace(event, reused=True))
         elif isinstance(event, RoundStarted | RoundFinished):
             free.append(msgspec.structs.replace(event))
     return free

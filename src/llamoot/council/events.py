@@ -96,6 +96,7 @@ class Answer(Event):
     usage: Usage = Usage()
     seconds: float = 0.0
     cost: float = 0.0
+    reused: bool = False  # taken from another run, not asked in this one
 
 
 class ExpertFailed(Event):
@@ -110,6 +111,7 @@ class ExpertFailed(Event):
     usage: Usage = Usage()
     seconds: float = 0.0
     cost: float = 0.0
+    reused: bool = False
 
 
 class RoundFinished(Event):

@@ -127,6 +127,7 @@ class Transcript:
         else:
             fold.failures[event.seat] = event
             fold.answers.pop(event.seat, None)
-        self.usage = add_usage(self.usage, event.usage)
-        self.calls += 1
-        self.cost += event.cost
+        if not event.reused:
+            self.usage = add_usage(self.usage, event.usage)
+            self.calls += 1
+            self.cost += event.cost

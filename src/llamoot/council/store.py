@@ -14,6 +14,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from llamoot.council.events import AnyEvent, Event, SynthesisToken, Token, decode, encode
+from llamoot.council.folds import Transcript
 from llamoot.errors import BadRequest, LlamootError
 
 _SCHEMA = """
@@ -127,6 +128,10 @@ class Store:
             (like, like, limit),
         )
         return [Row(*row) for row in found]
+
+    def transcripts(self, limit: int = 30) -> list[Transcript]:
+        """The latest runs as transcripts, newest first."""
+        return [Transcript.of(list(self.events(row.id))) for row in self.runs(limit)]
 
     def find(self, name: str) -> Row:
         """A run by its id, an unambiguous beginning of it, its idempotency key, or 'last'."""
