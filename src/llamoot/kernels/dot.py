@@ -6,7 +6,7 @@ is added to its int32 lane. Every form gives the same integers.
 
 *Small* weights are 0…127: bytes that may be read as signed or unsigned alike. *Wide* ones are
 signed bytes; a form that only multiplies unsigned by signed bytes adds BIAS to each of them, which
-`start_tile` takes back through the sum of the activations.
+`floats_tile` takes back through the sum of the activations.
 """
 
 from typing import Any
@@ -16,6 +16,7 @@ from numba import types
 
 from llamoot.kernels.op import constants, instruction
 from llamoot.kernels.simd import (
+    FLOATS,
     INTS,
     LANES,
     QUADS,
@@ -155,23 +156,14 @@ def _tile(vec: Vec, base: Any) -> Any:
     return types.UniTuple(vec, base.count)
 
 
-@constants
-def start_tile(typing: Any, base: Any, offset: Any, bias: Any) -> Typed:
-    """Where sums begin: bias (a constant power of two, or 0) times the int32 at base + offset."""
-    n = bias.literal_value
+@instruction
+def zero_tile(typing: Any, base: Any) -> Typed:
+    """Sums of int32 that begin at nothing."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        tile = ir.Constant(context.get_value_type(signature.return_type), None)
-        if not n:
-            return tile
-        moves = ir.Constant(INTS.ir, [n.bit_length() - 1] * INTS.n)
+        return ir.Constant(context.get_value_type(signature.return_type), None)
 
-        def one(token: int, _: Any) -> Any:
-            return builder.shl(read_splat(builder, args[0], token, args[1], INTS), moves)
-
-        return _each(builder, tile, one)
-
-    return _tile(INTS, base)(base, types.int64, bias), emit
+    return _tile(INTS, base)(base), emit
 
 
 @instruction
@@ -189,30 +181,48 @@ def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return call_intrinsic(builder, f"llvm.fma.v{LANES}f32", a.type, [a, b, c])
 
 
-@instruction
-def scaled_tile(typing: Any, tile: Any, scale: Any) -> Typed:
-    """float(tile[t]) * scale"""
+@constants
+def floats_tile(typing: Any, tile: Any, base: Any, offset: Any, bias: Any) -> Typed:
+    """float(tile[t]) + bias (a constant) * the float at base[t] + offset.
+
+    Exact for the sums of a block: all are whole numbers below 2^24.
+    """
+    n = float(bias.literal_value)
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         out = ir.Constant(context.get_value_type(signature.return_type), None)
+        factor = ir.Constant(FLOATS.ir, [n] * LANES)
 
         def one(token: int, _: Any) -> Any:
-            whole = builder.extract_value(args[0], token)
-            return builder.fmul(builder.sitofp(whole, scale.ir), args[1])
+            whole = builder.sitofp(builder.extract_value(args[0], token), FLOATS.ir)
+            if not n:
+                return whole
+            return _fused(
+                builder, factor, read_splat(builder, args[1], token, args[2], FLOATS), whole
+            )
 
         return _each(builder, out, one)
 
-    return types.UniTuple(scale, tile.count)(tile, scale), emit
+    return _tile(FLOATS, base)(tile, base, types.int64, bias), emit
+
+
+@instruction
+def scaled_tile(typing: Any, tile: Any, scale: Any) -> Typed:
+    """tile[t] * scale"""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _each(builder, args[0], lambda _, vector: builder.fmul(vector, args[1]))
+
+    return tile(tile, scale), emit
 
 
 @instruction
 def add_scaled_tile(typing: Any, out: Any, tile: Any, scale: Any) -> Typed:
-    """out[t] + float(tile[t]) * scale, rounded once"""
+    """out[t] + tile[t] * scale, rounded once"""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         def one(token: int, vector: Any) -> Any:
-            whole = builder.sitofp(builder.extract_value(args[1], token), scale.ir)
-            return _fused(builder, whole, args[2], vector)
+            return _fused(builder, builder.extract_value(args[1], token), args[2], vector)
 
         return _each(builder, args[0], one)
 

@@ -19,10 +19,11 @@ from llamoot.kernels.dot import (
     add_scaled_tile,
     dot_small_tile,
     dot_wide_tile,
+    floats_tile,
     read_addresses,
     same_tile,
     scaled_tile,
-    start_tile,
+    zero_tile,
     store_tile,
 )
 from llamoot.kernels.forms import Form
@@ -67,30 +68,30 @@ def _block(form: Form) -> Product:
     half = _quarter(dot_wide_tile if form.wide else dot_small_tile)
 
     @inline
-    def whole(p: int, part: int, base: Any, x: int) -> Any:
+    def whole(p: int, part: int, base: Any, x: int, scale: Any) -> Any:
         a, b, c, d, e, f, g, h = quants(p + scale_bytes, part)
-        dots = start_tile(base, x + LESS, bias)
-        return half(half(dots, a, b, c, d, base, x), e, f, g, h, base, x + 16)
+        dots = half(zero_tile(base), a, b, c, d, base, x)
+        dots = half(dots, e, f, g, h, base, x + 16)
+        return scaled_tile(floats_tile(dots, base, x + LESS, bias), scale)
 
     @inline
     def one(sums: Any, p: int, part: int, head: Any, base: Any, x: int) -> Any:
         scale = scales(p, part, head)[0]
-        part_sums = scaled_tile(whole(p, part, base, x), scale)
-        return add_product_tile(sums, part_sums, base, x + SCALE)
+        return add_product_tile(sums, whole(p, part, base, x, scale), base, x + SCALE)
 
     @inline
     def minimum(sums: Any, p: int, part: int, head: Any, base: Any, x: int) -> Any:
         scale, least = scales(p, part, head)
-        part_sums = scaled_tile(whole(p, part, base, x), scale)
-        sums = add_product_tile(sums, part_sums, base, x + SCALE)
+        sums = add_product_tile(sums, whole(p, part, base, x, scale), base, x + SCALE)
         return add_outer_tile(sums, least, base, x + SUM)
 
     @inline
     def halves(p: int, part: int, first: Any, last: Any, base: Any, x: int) -> Any:
         a, b, c, d, e, f, g, h = quants(p + scale_bytes, part)
-        low = half(start_tile(base, x + LESS_LOW, bias), a, b, c, d, base, x)
-        high = half(start_tile(base, x + LESS_HIGH, bias), e, f, g, h, base, x + 16)
-        return add_scaled_tile(scaled_tile(low, first), high, last)
+        low = half(zero_tile(base), a, b, c, d, base, x)
+        high = half(zero_tile(base), e, f, g, h, base, x + 16)
+        sums = scaled_tile(floats_tile(low, base, x + LESS_LOW, bias), first)
+        return add_scaled_tile(sums, floats_tile(high, base, x + LESS_HIGH, bias), last)
 
     @inline
     def two(sums: Any, p: int, part: int, head: Any, base: Any, x: int) -> Any:

@@ -57,14 +57,15 @@ def write_record(x: int, out: int) -> None:
     scale = largest(most) / np.float32(127)
     # A scale so small that its inverse overflows stands for zeros.
     by = np.float32(1) / scale if scale > np.float32(1e-37) else np.float32(0)
-    low, high = np.int32(_half(x, out, by)), np.int32(_half(x + 4 * HALF, out + HALF, by))
+    low = np.float32(_half(x, out, by))
+    high = np.float32(_half(x + 4 * HALF, out + HALF, by))
     store(out + SCALE, scale)
-    store(out + SUM, scale * np.float32(low + high))
-    store(out + LESS, np.int32(-low - high))
-    store(out + LESS_LOW, np.int32(-low))
-    store(out + LESS_HIGH, np.int32(-high))
-    store(out + SUM_LOW, scale * np.float32(low))
-    store(out + SUM_HIGH, scale * np.float32(high))
+    store(out + SUM, scale * (low + high))
+    store(out + LESS, -(low + high))
+    store(out + LESS_LOW, -low)
+    store(out + LESS_HIGH, -high)
+    store(out + SUM_LOW, scale * low)
+    store(out + SUM_HIGH, scale * high)
 
 
 @op
