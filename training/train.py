@@ -12,6 +12,7 @@ import math
 import pathlib
 import random
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import islice
 
@@ -23,7 +24,10 @@ from model import Abacus, Shape
 from tokenizers import Tokenizer
 from vocabulary import train as train_vocabulary
 
-POOL = 4096  # conversations sorted by length together, so a batch holds little padding
+POOL = 4096  # conversations grouped by length together
+STRIDE = 16  # widths of batches are multiples of this: few shapes, so few kernels to prepare
+
+Row = tuple[list[int], list[int]]
 
 
 def batches(
@@ -32,24 +36,27 @@ def batches(
     """(tokens, targets), each (batch, length); targets are -100 where the model does not speak."""
     rng = random.Random(seed)
     source = conversations(seed, "train", TURNS)
+    left: dict[int, list[Row]] = {}
     while True:
         pool = list(islice(source, POOL))
         asked = tokenizer.encode_batch([p for p, _ in pool])
         said = tokenizer.encode_batch([r for _, r in pool])
-        rows = sorted(((a.ids, s.ids) for a, s in zip(asked, said)), key=lambda r: len(r[0]) + len(r[1]))
-        groups: list[list[tuple[list[int], list[int]]]] = [[]]
-        for row in rows:
-            length = len(row[0]) + len(row[1])
-            if groups[-1] and (len(groups[-1]) + 1) * length > budget:
-                groups.append([])
-            groups[-1].append(row)
+        buckets: dict[int, list[Row]] = defaultdict(list)
+        for question, answer in zip(asked, said):
+            row = (question.ids, answer.ids)
+            buckets[-(-(len(row[0]) + len(row[1])) // STRIDE) * STRIDE].append(row)
+        groups = []
+        for width, rows in buckets.items():
+            rows = left.pop(width, []) + rows
+            size = budget // width
+            groups += [(width, rows[i : i + size]) for i in range(0, len(rows) - size + 1, size)]
+            left[width] = rows[len(rows) // size * size :]
         rng.shuffle(groups)
-        for group in groups:
-            yield _pad(group)
+        for width, group in groups:
+            yield _pad(group, width)
 
 
-def _pad(group: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(len(a) + len(s) for a, s in group)
+def _pad(group: list[Row], width: int) -> tuple[torch.Tensor, torch.Tensor]:
     tokens = torch.zeros((len(group), width), dtype=torch.long)
     targets = torch.full((len(group), width), -100)
     for i, (asked, said) in enumerate(group):
@@ -103,9 +110,8 @@ def main() -> None:
             for group in stepper.param_groups:
                 group["lr"] = rate_at(step / options.steps, peak)
         tokens, targets = next(source)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = model(tokens)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100)
+        logits = model(tokens).flatten(0, 1)
+        loss = F.cross_entropy(logits, targets.flatten(), ignore_index=-100)
         loss.backward()
         for stepper in steppers:
             stepper.step()
@@ -117,9 +123,17 @@ def main() -> None:
             curve.append((step + 1, round(average, 5)))
             print(f"step {step + 1} loss {average:.4f} {speed:.0f} token/s", flush=True)
         if step % 500 == 499 or step + 1 == options.steps:
-            torch.save({"shape": shape.as_dict(), "weights": model.state_dict()}, options.out / "model.pt")
-            figures = {"seed": options.seed, "steps": step + 1, "tokens": seen, "parameters": count,
-                       "seconds": round(time.time() - began), "loss": curve}
+            torch.save(
+                {"shape": shape.as_dict(), "weights": model.state_dict()}, options.out / "model.pt"
+            )
+            figures = {
+                "seed": options.seed,
+                "steps": step + 1,
+                "tokens": seen,
+                "parameters": count,
+                "seconds": round(time.time() - began),
+                "loss": curve,
+            }
             (options.out / "train.json").write_text(json.dumps(figures, indent=1))
 
 

@@ -1,0 +1,126 @@
+"""Server-sent events and the two ways an answer leaves: as a stream or whole.
+
+Rules kept here (WHATWG event streams and what OpenAI's clients tolerate): one JSON object per
+`data:` line, the whole event in one write, keep-alive only as a comment, never an event without
+data. Errors that happen before the first token get a real HTTP status; later ones are an error
+frame. A client that leaves closes the agent's stream, streamed answer or not.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.types import Message, Receive, Scope, Send
+
+from llamoot.errors import LlamootError
+
+log = logging.getLogger("llamoot.server")
+T = TypeVar("T")
+PING = b": waiting\n\n"
+PING_SECONDS = 15.0
+WRITE_SECONDS = 60.0  # a client that takes nothing for this long is treated as gone
+FIRST_TOKEN_WAIT = 20.0  # after this long without a token, headers go out so that pings can
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+encode = msgspec.json.Encoder().encode
+
+
+def event(payload: Any, name: str = "") -> bytes:
+    """One event, ready to be written."""
+    head = f"event: {name}\n".encode() if name else b""
+    return head + b"data: " + encode(payload) + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+async def gone(receive: Receive) -> None:
+    """Return when the client has left."""
+    message: Message = {"type": ""}
+    while message["type"] != "http.disconnect":
+        message = await receive()
+
+
+async def unless_gone(receive: Receive, work: Awaitable[T]) -> T | None:
+    """The result of `work`, or None when the client left first; then `work` was cancelled."""
+    task = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(gone(receive))
+    try:
+        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        for one in (task, leaving):
+            one.cancel()
+        await asyncio.gather(task, leaving, return_exceptions=True)
+
+
+class EventStream:
+    """An ASGI response that writes events as they come and pings while nothing comes."""
+
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        failure: Callable[[LlamootError], bytes],
+        release: Callable[[], None],
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        """`failure` makes the frame for an error after the headers went out; `release` gives
+        back what the stream holds, however it ends."""
+        self.events, self.failure, self.release = events, failure, release
+        self.headers = [(k.encode(), v.encode()) for k, v in (headers or {}).items()]
+        self._next: asyncio.Future[bytes] | None = None
+
+    async def open(self) -> None:
+        """Wait for the first event (bounded), so that an early error can still be a status."""
+        self._next = asyncio.ensure_future(anext(self.events))
+        await asyncio.wait({self._next}, timeout=FIRST_TOKEN_WAIT)
+        error = self._next.exception() if self._next.done() else None
+        if error is not None and not isinstance(error, StopAsyncIteration):
+            await self._close()
+            raise error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await unless_gone(receive, self._write(send))
+        except TimeoutError:
+            log.warning("a client that does not read was given up")
+        finally:
+            await self._close()
+
+    async def _write(self, send: Send) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": HEADERS + self.headers}
+        await send(start)
+        async for chunk in self._chunks():
+            async with asyncio.timeout(WRITE_SECONDS):
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        while True:
+            self._next = self._next or asyncio.ensure_future(anext(self.events))
+            done, _ = await asyncio.wait({self._next}, timeout=PING_SECONDS)
+            if not done:
+                yield PING
+                continue
+            try:
+                chunk = self._next.result()
+            except StopAsyncIteration:
+                return
+            except LlamootError as error:
+                yield self.failure(error)
+                return
+            self._next = None
+            yield chunk
+
+    async def _close(self) -> None:
+        if self._next is not None and not self._next.done():
+            self._next.cancel()
+            await asyncio.gather(self._next, return_exceptions=True)
+        await self.events.aclose()
+        self.release()
