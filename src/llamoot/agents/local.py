@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -68,7 +69,8 @@ class LocalAgent:
         context_length: int | None = None,
     ) -> None:
         """Opens nothing yet. `timeout` is seconds for a whole answer."""
-        self.id, self.path, self.settings = id, Path(path), settings
+        self.id, self.path = id, Path(path)
+        self.settings = replace(settings, context=context_length) if context_length else settings
         self.model = model or self.path.stem
         self.timeout, self.busy = timeout, 0
         self._context = context_length

@@ -27,7 +27,7 @@ from llamoot.engine.engine import Engine
 from llamoot.engine.grammar import Grammar, Vocabulary
 from llamoot.engine.sampler import Params
 from llamoot.engine.sequence import Output, Pooling, Sequence
-from llamoot.errors import Overloaded
+from llamoot.errors import BadRequest, Overloaded
 from llamoot.gguf.reader import open_gguf
 from llamoot.model.config import read_config
 from llamoot.model.runner import open_runner
@@ -251,19 +251,26 @@ class _Slot:
         self.model: Model | None = None
 
 
-_slots: dict[tuple[str, Settings], _Slot] = {}
+_slots: dict[str, _Slot] = {}
 _slots_lock = threading.Lock()
 
 
 def open_model(path: str | os.PathLike[str], settings: Settings = AS_FITS) -> Model:
-    """The model in `path`, opened now or by somebody before; give it back with `close_model`."""
+    """The model in `path`, opened now or by somebody before; give it back with `close_model`.
+
+    Whoever opens it first decides how; BadRequest for one who needs more context than that.
+    """
     with _slots_lock:
-        slot = _slots.setdefault((os.path.realpath(path), settings), _Slot())
+        slot = _slots.setdefault(os.path.realpath(path), _Slot())
         slot.users += 1
     try:
         with slot.lock:  # whoever comes second waits for the first
             if slot.model is None:
                 slot.model = Model(path, settings)
+            n = slot.model.context_length
+            if settings.context > n:
+                message = f"{path} is open with a context of {n} tokens, not {settings.context}"
+                raise BadRequest(message + "; close it first", "context")
             return slot.model
     except BaseException:
         _leave(slot)

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from llamoot.agents.catalog import find_model
+from llamoot.agents.files import find_model
 from llamoot.agents.model import Model, open_model
 from llamoot.agents.types import ChatRequest, Format, Logprob, Sampling, Usage
 from llamoot.engine.budget import Settings

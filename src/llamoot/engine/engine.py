@@ -8,6 +8,7 @@ reached the end of what it knows. One thread does nothing else; everybody else l
 import threading
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from time import perf_counter
 
 import numpy as np
@@ -286,7 +287,8 @@ class Engine:
                 if member.finish is None:
                     self.scheduler.end(member)
                     member.finish, member.ended = "cancelled", perf_counter()
-                    member.sink(Output(error=error))
+                    with suppress(*FAILURES):  # a broken owner must not keep the others waiting
+                        member.sink(Output(error=error))
 
 
 def _by_result(batch: list[Chunk]) -> list[list[Chunk]]:
