@@ -13,10 +13,11 @@ import msgspec
 
 from llamoot.agents import wire
 from llamoot.agents.endpoint import Secret, redact
+from llamoot.agents.problems import Problem, is_overflow, loads, problem_in, problem_of
 from llamoot.agents.sse import LIMIT, EventParser, EventTooLong
 from llamoot.agents.toolcalls import ToolCalls
-from llamoot.agents.types import ChatToken, Logprob, ToolPiece, TopLogprob, Usage
-from llamoot.agents.wire import Choice, Chunk, Delta, Problem, UsageBody
+from llamoot.agents.types import ChatToken, ToolPiece, Usage
+from llamoot.agents.wire import Choice, Chunk, Delta
 from llamoot.errors import AgentError, Stream
 
 JUNK_LIMIT = 16  # data lines that are not JSON, before the answer is given up
@@ -96,7 +97,7 @@ class Answer:
             elif self._mode == "json":
                 self._document(b"".join(self._body), out)
             elif self._mode == "page":
-                problem = wire.problem_in(self._head)
+                problem = problem_in(self._head)
                 self._fail(f"answered with {problem.message}; is the base URL right?")
             elif clean:
                 self._fail("sent an empty answer", retryable=True)
@@ -166,8 +167,8 @@ class Answer:
             return
         try:
             if name == "error":
-                raise_for = wire.problem_of(wire.loads(bare))
-                self._report(raise_for or Problem(bare.decode("utf-8", "replace")))
+                found = problem_of(loads(bare))
+                self._report(found or Problem(bare.decode("utf-8", "replace")))
                 return
             chunk = wire.decode(bare)
         except ValueError:
@@ -187,7 +188,7 @@ class Answer:
     def _count_junk(self, payload: bytes) -> None:
         self._junk += 1
         if self._junk > JUNK_LIMIT:
-            shown = redact(payload[:200].decode("utf-8", "replace"), self._secrets, 120)
+            shown = self._shown(payload)
             self._fail(f"sent {self._junk} events that are not JSON, such as '{shown}'")
 
     def _json(self, data: bytes, out: list[ChatToken]) -> None:
@@ -205,7 +206,7 @@ class Answer:
                 if not bare:
                     continue
                 try:
-                    value = wire.loads(bare)
+                    value = loads(bare)
                 except ValueError:
                     value = None
                 if not isinstance(value, dict):
@@ -221,10 +222,10 @@ class Answer:
         if not bare:
             return
         try:
-            value = wire.loads(bare)
+            value = loads(bare)
         except ValueError:
             if not self.finish:
-                shown = redact(bare[:400].decode("utf-8", "replace"), self._secrets, 160)
+                shown = self._shown(bare)
                 self._fail(f"sent JSON that breaks off or makes no sense: '{shown}'")
             return
         for row in value if isinstance(value, list) else [value]:
@@ -233,11 +234,11 @@ class Answer:
 
     def _chunk(self, chunk: Chunk, payload: bytes, out: list[ChatToken]) -> None:
         if chunk.error:
-            self._report(wire.problem_of({"error": chunk.error}) or Problem(str(chunk.error)))
+            self._report(problem_of({"error": chunk.error}) or Problem(str(chunk.error)))
             return
         if chunk.object == "error" or (chunk.choices is None and chunk.usage is None):
-            value = wire.loads(payload)
-            problem = wire.problem_of(value) if chunk.done is None else None
+            value = loads(payload)
+            problem = problem_of(value) if chunk.done is None else None
             if problem is not None:
                 self._report(problem)
                 return
@@ -246,7 +247,7 @@ class Answer:
         self.model = self.model or chunk.model or ""
         used = chunk.usage or (chunk.x_groq.usage if chunk.x_groq else None)
         if used is not None:
-            self.usage = _usage(used)
+            self.usage = wire.usage_of(used)
         if chunk.timings is not None and self.usage is not None:
             self.usage = msgspec.structs.replace(
                 self.usage,
@@ -275,7 +276,7 @@ class Answer:
             tools = tools if not (self._calls.count - len({p.index for p in tools})) else ()
         elif choice.text:
             text = self._joined(choice.text)
-        logprobs = _logprobs(choice)
+        logprobs = wire.logprobs_of(choice)
         if text or reasoning or refusal or tools or logprobs:
             self._text.append(text)
             self._thought.append(reasoning)
@@ -298,7 +299,12 @@ class Answer:
         tools: tuple[ToolPiece, ...] = ()
         if delta.tool_calls:
             tools = self._calls.add(delta.tool_calls)
-        return text, _whole_characters(reasoning), _whole_characters(delta.refusal or ""), tools
+        return (
+            text,
+            wire.whole_characters(reasoning),
+            wire.whole_characters(delta.refusal or ""),
+            tools,
+        )
 
     def _joined(self, text: str) -> str:
         """Text with surrogate pairs joined, also those cut between two chunks."""
@@ -306,7 +312,7 @@ class Answer:
             return text
         text = self._high + text
         self._high = text[-1] if "\ud800" <= text[-1] <= "\udbff" else ""
-        return _whole_characters(text[:-1] if self._high else text)
+        return wire.whole_characters(text[:-1] if self._high else text)
 
     def _conclude(self, clean: bool, reason: str, out: list[ChatToken]) -> None:
         if self._high:
@@ -332,24 +338,27 @@ class Answer:
         return bool(any(self._text) or any(self._thought) or self._refused or self._calls.count)
 
     def _nothing(self) -> str:
-        shown = redact(self._head[:400].decode("utf-8", "replace"), self._secrets, 160)
+        shown = self._shown(self._head)
         return f"sent no chunk of an answer; it began with '{shown}'"
 
+    def _shown(self, payload: bytes) -> str:
+        # Redacted before it is cut: half a key is a key's half.
+        return redact(payload[:2000].decode("utf-8", "replace"), self._secrets, 160)
+
     def _report(self, problem: Problem) -> None:
-        shown = redact(problem.message, self._secrets)
         code = problem.code or problem.type
         fatal = code.isdigit() and 400 <= int(code) < 500 and int(code) not in (408, 409, 425, 429)
         fatal = fatal or code in ("invalid_request_error", "insufficient_quota", "content_filter")
-        over = wire.is_overflow(problem)
-        label = f" ({redact(code)})" if code else ""
-        self._fail(f"reported an error{label}: {shown}", retryable=not fatal and not over)
+        over = is_overflow(problem)
+        label = f" ({code})" if code else ""
+        self._fail(f"reported an error{label}: {problem.message}", retryable=not fatal and not over)
         if over and self.failure is not None:
             self.failure.code = "context_length_exceeded"
 
     def _fail(self, message: str, *, retryable: bool = False) -> None:
         self.failure = Stream(
             self.agent_id,
-            message,
+            redact(message, self._secrets),
             partial=self.partial,
             retryable=retryable and not self._anything(),
         )
@@ -368,38 +377,3 @@ def _empty(delta: Delta) -> bool:
 
 def _rest(whole: str, known: str) -> str:
     return whole.removeprefix(known) if known else whole
-
-
-def _whole_characters(text: str) -> str:
-    if text.isascii():
-        return text
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
-def _logprobs(choice: Choice) -> tuple[Logprob, ...]:
-    rows = choice.logprobs.content if choice.logprobs else None
-    return tuple(
-        Logprob(
-            _whole_characters(row.token),
-            row.logprob,
-            tuple(
-                TopLogprob(_whole_characters(t.token), t.logprob) for t in row.top_logprobs or ()
-            ),
-        )
-        for row in rows or ()
-    )
-
-
-def _usage(body: UsageBody) -> Usage:
-    cached = body.prompt_cache_hit_tokens or 0
-    if body.prompt_tokens_details is not None:
-        cached = body.prompt_tokens_details.cached_tokens or cached
-    thought = 0
-    if body.completion_tokens_details is not None:
-        thought = body.completion_tokens_details.reasoning_tokens or 0
-    return Usage(
-        prompt_tokens=body.prompt_tokens or 0,
-        cached_tokens=cached,
-        completion_tokens=body.completion_tokens or 0,
-        reasoning_tokens=thought,
-    )

@@ -8,7 +8,7 @@ that names none, nor for what a request means: model, messages, tools.
 import re
 from collections.abc import Iterable
 
-from llamoot.agents.wire import Problem, is_overflow
+from llamoot.agents.problems import Problem, is_overflow
 
 # Old name -> the name to try instead; the other way round where the new one is refused.
 _OTHER_NAME = {

@@ -6,11 +6,12 @@ from urllib.parse import urljoin, urlsplit
 
 from msgspec import Struct
 
-from llamoot.agents import wire
 from llamoot.agents.endpoint import Endpoint, Secret, origin_of, redact
 from llamoot.agents.pool import Route, pool
+from llamoot.agents.problems import Problem, is_overflow, loads, problem_in
 from llamoot.agents.retry import backoff, retry_after, retryable
 from llamoot.agents.transport import Connection, Cut, Expired, Refused
+from llamoot.agents.wire import encode
 from llamoot.errors import AgentError, ConfigError, Stream, Timeout, Transport
 
 _ERROR_BODY = 64 << 10  # bytes of an error body that are read
@@ -171,7 +172,7 @@ class Client:
             size += len(data)
         return b"".join(pieces)[:limit]
 
-    async def problem(self, connection: Connection) -> wire.Problem:
+    async def problem(self, connection: Connection) -> Problem:
         """What an error response says; bounded in size and in time. Releases the connection."""
         found = b""
         try:
@@ -181,9 +182,9 @@ class Client:
             pass
         finally:
             self.release(connection, False)
-        return wire.problem_in(found)
+        return problem_in(found)
 
-    def refused(self, connection: Connection, problem: wire.Problem) -> Transport:
+    def refused(self, connection: Connection, problem: Problem) -> Transport:
         """An error status as the error of the contract."""
         status, headers = connection.status, connection.headers
         told = redact(problem.message, self.secrets)
@@ -196,7 +197,7 @@ class Client:
             retryable=retryable(status, headers, code),
             retry_after=retry_after(headers),
         )
-        if wire.is_overflow(problem):
+        if is_overflow(problem):
             error.code, error.retryable = "context_length_exceeded", False
         elif code in _CODES:
             error.code = _CODES[code]
@@ -209,7 +210,7 @@ class Client:
     async def ask(self, method: str, route: str, body: Any = None) -> Any:
         """A JSON answer that is not streamed, repeated where that helps. Raises AgentError."""
         attempts = self.attempts()
-        data = wire.encode(body) if body is not None else b""
+        data = encode(body) if body is not None else b""
         while True:
             try:
                 return await self._ask_once(method, route, data, attempts.total_at)
@@ -225,11 +226,11 @@ class Client:
         try:
             found = await self.body(connection, _ANSWER_BODY)
             finished = True
-            return wire.loads(found)
+            return loads(found)
         except (OSError, Refused) as error:
             raise self.failed(error) from None
         except ValueError:
-            problem = redact(wire.problem_in(found).message, self.secrets, 200)
+            problem = redact(problem_in(found).message, self.secrets, 200)
             raise Stream(
                 self.who, f"{self.endpoint.shown(route)} sent no JSON: {problem}"
             ) from None

@@ -8,10 +8,10 @@ Only loopback is probed, quickly and all ports at once.
 import asyncio
 
 from llamoot import env
-from llamoot.agents.catalog import BUILT_IN, local_models
 from llamoot.agents.client import Client, Timers
 from llamoot.agents.embeddings import list_models
 from llamoot.agents.endpoint import Endpoint
+from llamoot.agents.files import BUILT_IN, local_models
 from llamoot.agents.types import AgentSpec
 from llamoot.errors import AgentError, ConfigError
 

@@ -7,6 +7,7 @@ what it received and who hung up on it can be read afterwards.
 import asyncio
 import json
 import socket
+import ssl
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self
@@ -80,8 +81,8 @@ def answer(*pieces: str, finish: str = "stop", usage: bool = True) -> bytes:
 class MisbehavingServer:
     """`async with MisbehavingServer(play) as server:` … `server.url` is its base URL."""
 
-    def __init__(self, play: Play) -> None:
-        self._play = play
+    def __init__(self, play: Play, tls: ssl.SSLContext | None = None) -> None:
+        self._play, self._tls = play, tls
         self.requests: list[Received] = []
         self.connections = 0
         self.hung_up = 0  # responses during which the client closed the socket
@@ -89,9 +90,9 @@ class MisbehavingServer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
         port = self._server.sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}/v1"
+        self.url = f"{'https' if self._tls else 'http'}://127.0.0.1:{port}/v1"
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -97,6 +97,8 @@ class Pool:
     def release(self, route: Route, connection: Connection, finished: bool) -> None:
         """Give a connection back. One whose answer was not finished is closed."""
         self._slots[route.origin].release()
+        if finished:
+            connection.discard()
         if connection.reusable:
             self._keep(route, connection)
         elif finished and not connection.closed and not connection.complete:
@@ -106,6 +108,7 @@ class Pool:
             def settle() -> None:
                 expiry.cancel()
                 connection.on_complete = None
+                connection.discard()
                 if connection.reusable:
                     self._keep(route, connection)
                 else:

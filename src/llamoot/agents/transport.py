@@ -217,6 +217,10 @@ class Connection(asyncio.Protocol):
     def reusable(self) -> bool:
         return self.complete and self._keep and not self.closed and not self._pieces
 
+    def discard(self) -> None:
+        """What came of the body and was not read is not wanted."""
+        self._pieces.clear()
+
     def rest(self) -> None:
         """The exchange is over; bytes that come now mean that the peer is confused."""
         self._parser = None

@@ -4,17 +4,16 @@
 by msgspec in about a microsecond; every other shape (null and missing fields, content in parts,
 arguments as objects, Ollama's own lines, broken UTF-8, lone surrogates) is read leniently into
 the same `Chunk`, so that nothing behind it knows which server spoke.
-`problem_in` finds the message in an error body of any of the known shapes.
 """
 
 import json
-import re
 from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
-from llamoot.agents.sse import EventParser
+from llamoot.agents.problems import loads
+from llamoot.agents.types import Logprob, TopLogprob, Usage
 
 
 class FunctionDelta(Struct, gc=False):
@@ -100,21 +99,7 @@ class Chunk(Struct):
     done: bool | None = None  # Ollama's own stream, which has no choices
 
 
-class Problem(Struct, frozen=True):
-    """What a server says went wrong."""
-
-    message: str
-    code: str = ""
-    type: str = ""
-    param: str = ""
-
-
 _CHUNK = msgspec.json.Decoder(Chunk)
-_OVERFLOW = re.compile(
-    r"context_length_exceeded|exceed_context_size|maximum context length|context window|"
-    r"longer than the (maximum )?(model|context)|max_model_len|available context size",
-    re.IGNORECASE,
-)
 
 
 def decode(payload: bytes) -> Chunk | None:
@@ -124,14 +109,6 @@ def decode(payload: bytes) -> Chunk | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         value = loads(payload)
     return lenient(value) if isinstance(value, dict) else None
-
-
-def loads(payload: bytes) -> Any:
-    """JSON read with everything forgiven that can be. Raises ValueError."""
-    try:
-        return json.loads(payload.decode("utf-8", "replace"))
-    except RecursionError:
-        raise ValueError("JSON is nested too deeply") from None
 
 
 def lenient(value: dict[str, Any]) -> Chunk:
@@ -288,79 +265,6 @@ def _int(value: Any) -> int | None:
     return int(value) if abs(value) < 2**53 else None
 
 
-def problem_of(value: Any) -> Problem | None:
-    """The problem in decoded JSON; None where there is none."""
-    if isinstance(value, str):
-        return Problem(value) if value.strip() else None
-    if not isinstance(value, dict):
-        return None
-    inner = value.get("error")
-    if isinstance(inner, dict):
-        found = problem_of({"object": "error", **inner}) or Problem(json.dumps(inner)[:600])
-        return found if found.type else msgspec.structs.replace(found, type=_label(value, "type"))
-    if isinstance(inner, str) and inner.strip():
-        return Problem(inner, _label(value, "code"), _label(value, "error_type"))
-    detail = value.get("detail", value.get("errors"))
-    message = value.get("message", value.get("msg"))
-    if isinstance(message, dict):
-        detail, message = message.get("detail", message), None
-    code, kind, param = (_label(value, key) for key in ("code", "type", "param"))
-    if isinstance(detail, list) and detail:
-        rows = [row for row in detail if isinstance(row, dict)]
-        text = "; ".join(_located(row) for row in rows) or str(detail)
-        where = rows[0].get("loc") if rows else None
-        if not param and isinstance(where, list) and where:
-            param = next((str(w) for w in where if w not in ("body", "query")), "")
-        return Problem(text, code, kind or (_label(rows[0], "type") if rows else ""), param)
-    if isinstance(detail, str | dict) and detail and not message:
-        return Problem(detail if isinstance(detail, str) else json.dumps(detail)[:600], code, kind)
-    if isinstance(message, str) and (message.strip() or code):
-        return Problem(message or code, code, kind, param)
-    return None
-
-
-def _located(row: dict[str, Any]) -> str:
-    where = row.get("loc")
-    place = ".".join(str(w) for w in where) if isinstance(where, list) else ""
-    text = str(row.get("msg", row.get("message", row)))
-    return f"{place}: {text}" if place else text
-
-
-def _label(value: dict[str, Any], key: str) -> str:
-    found = value.get(key)
-    return "" if found is None or isinstance(found, bool | dict | list) else str(found)
-
-
-def problem_in(body: bytes) -> Problem:
-    """The problem that an error body of any shape reports; never fails."""
-    text = body.decode("utf-8", "replace").strip()
-    if text[:1] in ("{", "[", '"'):
-        try:
-            found = problem_of(loads(body.strip()))
-        except ValueError:
-            found = None
-        if found:
-            return found
-    if text[:1] == "<":
-        title = re.search(r"<(title|h1)[^>]*>(.*?)</\1", text, re.IGNORECASE | re.DOTALL)
-        plain = title.group(2) if title else re.sub(r"<[^>]*>", " ", text)
-        return Problem("an HTML page: " + " ".join(plain.split())[:200], type="html")
-    parser = EventParser()
-    for _, payload in [*parser.feed(body), *parser.finish()]:
-        try:
-            found = problem_of(loads(payload))
-        except ValueError:
-            continue
-        if found:
-            return found
-    return Problem(" ".join(text.split()) or "an empty body")
-
-
-def is_overflow(problem: Problem) -> bool:
-    """Does the server say that the prompt does not fit its context?"""
-    return bool(_OVERFLOW.search(f"{problem.code} {problem.type} {problem.message}"))
-
-
 def encode(body: Any) -> bytes:
     """JSON of a request; half characters, which UTF-8 cannot hold, are replaced."""
     try:
@@ -368,3 +272,39 @@ def encode(body: Any) -> bytes:
     except UnicodeEncodeError:
         text = json.dumps(body, ensure_ascii=False).encode("utf-16-le", "surrogatepass")
         return text.decode("utf-16-le", "replace").encode()
+
+
+def whole_characters(text: str) -> str:
+    """Surrogate pairs joined; halves without a partner become U+FFFD."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def logprobs_of(choice: Choice) -> tuple[Logprob, ...]:
+    """The log-probabilities of one chunk in the words of the contract."""
+    rows = choice.logprobs.content if choice.logprobs else None
+    return tuple(
+        Logprob(
+            whole_characters(row.token),
+            row.logprob,
+            tuple(TopLogprob(whole_characters(t.token), t.logprob) for t in row.top_logprobs or ()),
+        )
+        for row in rows or ()
+    )
+
+
+def usage_of(body: UsageBody) -> Usage:
+    """Token counts in the words of the contract."""
+    cached = body.prompt_cache_hit_tokens or 0
+    if body.prompt_tokens_details is not None:
+        cached = body.prompt_tokens_details.cached_tokens or cached
+    thought = 0
+    if body.completion_tokens_details is not None:
+        thought = body.completion_tokens_details.reasoning_tokens or 0
+    return Usage(
+        prompt_tokens=body.prompt_tokens or 0,
+        cached_tokens=cached,
+        completion_tokens=body.completion_tokens or 0,
+        reasoning_tokens=thought,
+    )
