@@ -11,6 +11,7 @@ import numpy as np
 from llamoot import env
 from llamoot.errors import ConfigError, ModelFileError
 from llamoot.gguf.reader import GGUF, open_gguf
+from llamoot.kernels.compiled import Compiled
 from llamoot.kernels.step import BLOCK, Step
 from llamoot.kernels.table import Attention, Cache, CacheType, Executor, Floats
 from llamoot.kernels.twins import Twins
@@ -20,7 +21,7 @@ from llamoot.model.rope import alibi_slopes, factors_of, rope_of
 from llamoot.model.scratch import Scratch, needs
 from llamoot.model.weights import Bound, Weights, bind, specs_of
 
-EXECUTORS: dict[str, type[Twins]] = {"twins": Twins}
+EXECUTORS: dict[str, type[Twins] | type[Compiled]] = {"compiled": Compiled, "twins": Twins}
 MOST_CONTEXT = 8192  # positions opened where the caller does not say, for models trained on more
 SPARE_CONTEXT = 512  # positions kept for each further sequence where the caller does not say
 
