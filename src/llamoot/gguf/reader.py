@@ -25,7 +25,7 @@ from llamoot.gguf.types import NUMPY, TensorType, ValueType
 MAX_DIMS, MAX_DEPTH, MAX_ENTRIES, DEFAULT_ALIGNMENT = 4, 4, 1 << 16, 32
 PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 U32, U64 = Struct("<I"), Struct("<Q")
-SCALARS = {kind: Struct("<" + np.dtype(code).char) for kind, code in NUMPY.items()}
+SCALARS = {kind: np.dtype(code) for kind, code in NUMPY.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +222,8 @@ def _value(cursor: Cursor, data: Bytes, kind: ValueType, key: str, depth: int) -
         start = cursor.take(n, what)
         return str(cursor.data[start : start + n], "utf-8", "replace")
     scalar = SCALARS[kind]
-    value = scalar.unpack_from(cursor.data, cursor.take(scalar.size, what))[0]
+    start = cursor.take(scalar.itemsize, what)
+    value = data[start : cursor.at].view(scalar)[0].item()
     return bool(value) if kind is ValueType.BOOL else value
 
 

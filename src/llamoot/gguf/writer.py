@@ -200,10 +200,7 @@ def _kind_of(value: Any) -> ValueType:
     if isinstance(value, bool | np.bool_):
         return ValueType.BOOL
     if isinstance(value, int):
-        for kind in (ValueType.UINT32, ValueType.INT32, ValueType.UINT64, ValueType.INT64):
-            limits = np.iinfo(NUMPY[kind])
-            if limits.min <= value <= limits.max:
-                return kind
+        return _integer(value, value)
     if isinstance(value, float):
         return ValueType.FLOAT32
     if isinstance(value, str | bytes):
@@ -216,6 +213,15 @@ def _item_of(values: Any) -> ValueType:
     if isinstance(values, np.ndarray):
         return ValueType.BOOL if values.dtype == np.bool_ else _KINDS[values.dtype]
     kinds = {_kind_of(value) for value in values}
-    if len(kinds) > 1:  # numbers of both signs or sizes
-        return _kind_of(min(values)) if min(values) < 0 else _kind_of(max(values))
+    if len(kinds) > 1:  # whole numbers of both signs or different sizes
+        return _integer(min(values), max(values))
     return kinds.pop() if kinds else ValueType.STRING
+
+
+def _integer(low: int, high: int) -> ValueType:
+    """The first type that holds both."""
+    for kind in (ValueType.UINT32, ValueType.INT32, ValueType.UINT64, ValueType.INT64):
+        limits = np.iinfo(NUMPY[kind])
+        if limits.min <= low and high <= limits.max:
+            return kind
+    raise OverflowError(f"{low} … {high} do not fit 64 bits")
