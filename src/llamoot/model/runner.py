@@ -17,13 +17,12 @@ from llamoot.kernels.table import Attention, Cache, CacheType, Executor, Floats
 from llamoot.kernels.twins import Twins
 from llamoot.model.config import Config, Layer, read_config
 from llamoot.model.forward import Block, Forward
+from llamoot.model.plan import choose_sizes
 from llamoot.model.rope import alibi_slopes, factors_of, rope_of
 from llamoot.model.scratch import Scratch, needs
 from llamoot.model.weights import Bound, Weights, bind, specs_of
 
 EXECUTORS: dict[str, type[Twins] | type[Compiled]] = {"compiled": Compiled, "twins": Twins}
-MOST_CONTEXT = 8192  # positions opened where the caller does not say, for models trained on more
-SPARE_CONTEXT = 512  # positions kept for each further sequence where the caller does not say
 
 
 class Runner:
@@ -159,12 +158,10 @@ def open_runner(
     except ModelFileError:
         gguf.close()
         raise
-    length = context or min(config.context, MOST_CONTEXT)
-    per_seq = -(-length // BLOCK)
-    blocks = n_blocks or per_seq + (max_seqs - 1) * -(-min(length, SPARE_CONTEXT) // BLOCK)
-    step = Step(max_tokens, max_seqs, per_seq, max_outputs or max(64, max_seqs))
+    sizes = choose_sizes(config, context, max_tokens, max_seqs, max_outputs, n_blocks, cache_type)
+    step = Step(max_tokens, max_seqs, sizes.max_blocks, sizes.max_outputs)
     made: Executor = EXECUTORS[name](step, threads)
-    return Runner(gguf, config, step, made, blocks, cache_type)
+    return Runner(gguf, config, step, made, sizes.n_blocks, cache_type)
 
 
 def run_alone(runner: Runner, tokens: "list[int] | np.ndarray", chunk: int = 0) -> Floats:
