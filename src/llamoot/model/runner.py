@@ -5,11 +5,12 @@ business; a runner only reads and writes the blocks that the step header names.
 """
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
 from llamoot import env
-from llamoot.errors import ConfigError, ModelFileError
+from llamoot.errors import BadRequest, ConfigError, ContextOverflow, ModelFileError
 from llamoot.gguf.reader import GGUF, open_gguf
 from llamoot.kernels.compiled import Compiled
 from llamoot.kernels.step import BLOCK, Step
@@ -164,14 +165,25 @@ def open_runner(
     return Runner(gguf, config, step, made, sizes.n_blocks, cache_type)
 
 
-def run_alone(runner: Runner, tokens: "list[int] | np.ndarray", chunk: int = 0) -> Floats:
-    """Logits (n, vocab) of every token of one sequence, in blocks 0, 1, … and in chunks."""
-    step = runner.step
+def run_alone(runner: Runner, tokens: Sequence[int], chunk: int = 0) -> Floats:
+    """Logits (n, vocab) of every token of one sequence, in blocks 0, 1, … and in chunks.
+
+    Overwrites the cache. Raises BadRequest for ids that are none, ContextOverflow for too many.
+    """
+    step, tokens = runner.step, [int(t) for t in tokens]
+    wrong = [t for t in tokens if not 0 <= t < runner.config.n_vocab]
+    if wrong or not tokens:
+        what = f"token {wrong[0]} is" if wrong else "no tokens are"
+        raise BadRequest(f"{what} not in a vocabulary of {runner.config.n_vocab}", "tokens")
+    if len(tokens) > min(runner.context, runner.n_blocks * BLOCK):
+        raise ContextOverflow(len(tokens), min(runner.context, runner.n_blocks * BLOCK), "tokens")
+    if not runner.has_logits:
+        raise BadRequest("this model is an encoder: it has embeddings, not logits", "model")
     most = min(chunk or step.max_tokens, step.max_tokens, step.max_outputs)
     blocks = list(range(-(-len(tokens) // BLOCK)))
     parts = []
     for start in range(0, len(tokens), most):
         step.clear()
-        step.add(list(tokens[start : start + most]), start, blocks, "all")
+        step.add(tokens[start : start + most], start, blocks, "all")
         parts.append(runner.run().copy())
     return np.concatenate(parts)

@@ -1,0 +1,38 @@
+"""`llamoot embed`: embeddings of texts, or of token ids."""
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from llamoot.agents.model import Model
+from llamoot.cli.logits import token_ids
+from llamoot.errors import BadRequest
+
+
+def embed(
+    model: Annotated[Path, typer.Argument(help="a GGUF file")],
+    texts: Annotated[list[str] | None, typer.Argument(help="one vector for each")] = None,
+    tokens: Annotated[
+        list[str] | None, typer.Option("--tokens", "-t", help="token ids instead: 1,2,3")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="write float32 .npy")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="do not bring vectors to length 1")] = False,
+    json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
+) -> None:
+    """One vector for each text, pooled as the model file says."""
+    asked: list[str] | list[list[int]] = [token_ids(t) for t in tokens or []] or texts or []
+    if not asked or (tokens and texts):
+        raise BadRequest("give texts, or token ids with --tokens", "texts")
+    opened = Model(model)
+    vectors = np.stack(opened.embed(asked, normalize=not raw))
+    opened.close()
+    if out is not None:
+        np.save(out, vectors)
+    if json:
+        print(jsonlib.dumps({"model": str(model), "embeddings": vectors.tolist()}))
+    elif out is None:
+        for vector in vectors:
+            print(" ".join(f"{v:.6f}" for v in vector))
