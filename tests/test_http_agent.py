@@ -456,29 +456,30 @@ def test_openai_and_this_agent_hear_the_same_text_from_the_same_server() -> None
 
 def test_the_first_request_is_sent_early_and_without_the_engine() -> None:
     code = (
-        "import asyncio, sys\n"
+        "import asyncio, sys, time\n"
         "from llamoot.agents.catalog import open_agent\n"
         "from llamoot.agents.types import *\n"
         "async def main():\n"
         "    agent = open_agent(AgentSpec(id='A', model='m', base_url=sys.argv[1]))\n"
         "    ask = ChatRequest(messages=(Message('user', 'Hi'),))\n"
-        "    print(''.join([t.text async for t in agent.chat(ask)]))\n"
+        "    text = ''.join([t.text async for t in agent.chat(ask)])\n"
+        "    print(text, time.process_time())\n"
         "asyncio.run(main())\n"
         "assert not {'numba', 'numpy', 'llvmlite'} & set(sys.modules), 'the engine was imported'\n"
     )
 
     async def scene(server: MisbehavingServer) -> None:
-        best = 9.0
-        for i in range(5):
-            start = time.perf_counter()
+        for i in range(2):
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-c", code, server.url, stdout=subprocess.PIPE
             )
             while len(server.requests) <= i:
                 await asyncio.sleep(0.002)
-            best = min(best, time.perf_counter() - start)
-            assert (await process.communicate())[0] == b"Hello\n" and process.returncode == 0
-        assert best < 0.4, f"{best:.2f} s from process start to the first request"
+            said, _ = await process.communicate()
+            assert process.returncode == 0
+            assert said.startswith(b"Hello ")
+            # CPU, not clock: other processes must not decide a test.
+            assert float(said.split()[1]) < 0.4, "seconds until the first answer"
 
     with_server(Act(body=GOOD), scene)
 
