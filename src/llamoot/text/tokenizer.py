@@ -15,13 +15,12 @@ from llamoot.errors import ModelFileError
 from llamoot.gguf.metadata import Metadata, Strings
 from llamoot.text.merge import merge_pairs
 from llamoot.text.split import splitter
-from llamoot.text.unigram import SPACE, CharsMap, Unigram
+from llamoot.text.unigram import SPACE, CharsMap, Unigram, normalizer
 from llamoot.text.vocab import (
     BYTE_TO_CHAR,
     CONTROL,
     NORMAL,
     UNKNOWN,
-    UNUSED,
     USER,
     Vocabulary,
     raw_strings,
@@ -209,7 +208,6 @@ def _bpe(vocab: Vocabulary, metadata: Metadata) -> Encode:
     ids, whole = vocab.ids, vocab.family.ignore_merges
     bytes_ = [BYTE_TO_CHAR[b].encode() for b in range(256)]
     cut = splitter(vocab.family)
-    unknown = [] if vocab.roles.get("unk") is None else [vocab.roles["unk"]]
 
     def word(text: str) -> list[int]:
         symbols = [bytes_[b] for b in text.encode()]
@@ -217,11 +215,8 @@ def _bpe(vocab: Vocabulary, metadata: Metadata) -> Encode:
             i = ids.get(b"".join(symbols))
             if i is not None:
                 return [i]
-        out = []
-        for symbol in merge_pairs(symbols, rank):
-            i = ids.get(symbol)
-            out += unknown if i is None else [i]
-        return out
+        found = map(ids.get, merge_pairs(symbols, rank))
+        return [i for i in found if i is not None]  # a few vocabularies lack a byte or two
 
     return Words(lambda text: [piece for piece, _ in cut(text)], word)
 
@@ -238,11 +233,9 @@ def _ranks(vocab: Vocabulary, metadata: Metadata) -> Callable[[bytes, bytes], fl
 
 def _chunks(vocab: Vocabulary) -> Callable[[str], list[str]]:
     """How to cut a text at its ▁ without cutting a token: whole, if some token has one inside."""
-    inner = re.compile(f"[^{SPACE}]{SPACE}".encode())
     space = SPACE.encode()
-    mixed = [t for t in vocab.ids if t.rfind(space) > 0 and t.strip(space).find(space) >= 0]
-    mixed += [t for t in vocab.ids if t.endswith(space) and t.strip(space)]
-    if any(inner.search(t) for t in mixed):
+    joined = b"\xff" + b"\xff".join(vocab.ids)
+    if re.search(b"(?<!\xff)(?<!" + space + b")" + space, joined):
         return lambda text: [text]
     return re.compile(f"{SPACE}+[^{SPACE}]*|[^{SPACE}]+").findall
 
@@ -273,10 +266,11 @@ def _spm(vocab: Vocabulary) -> Encode:
 
 def _raw_bpe(vocab: Vocabulary, metadata: Metadata) -> Encode:
     """Gemma 4's way: merges by rank over characters, ▁ for spaces, newlines apart."""
-    if vocab.model == "whitespace":
-        return Words(str.split, _characters(vocab, lambda s: merge_pairs(s, rank)))
     rank = _ranks(vocab, metadata)
     chunks, word = _chunks(vocab), _characters(vocab, lambda s: merge_pairs(s, rank))
+    if vocab.model == "whitespace":
+        lower = bool(metadata.maybe("tokenizer.ggml.normalizer.lowercase", False))
+        return Words(lambda text: (text.lower() if lower else text).split(), word)
     gemma = metadata.maybe("tokenizer.ggml.pre", "gemma4") != "sarvam-moe"
 
     def cut(text: str) -> list[str]:
@@ -297,17 +291,12 @@ def _unigram(vocab: Vocabulary, metadata: Metadata, path: object) -> Encode:
         charsmap = None if data is None else CharsMap(np.asarray(data, np.uint8).tobytes())
     except ValueError as error:
         raise ModelFileError(path, key, f"{error}; convert the model again") from None
-    scores, types = vocab.scores.astype(float).tolist(), vocab.types.tolist()
-    table = {
-        token.decode("utf-8", "replace"): (0.0 if types[i] == USER else scores[i], i)
-        for token, i in vocab.ids.items()
-        if types[i] in (NORMAL, USER, UNUSED)
-    }
+    scores = np.where(vocab.types == USER, 0.0, vocab.scores.astype(float)).tolist()
     lowest = float(vocab.scores[vocab.types == NORMAL].min(initial=0.0))
     merge = bool(metadata.maybe("tokenizer.ggml.remove_extra_whitespaces", False))
-    return Unigram(
-        table, vocab.roles.get("unk", 2), lowest, charsmap, vocab.add_space, merge
-    ).encode
+    normal = normalizer(charsmap, vocab.add_space, merge)
+    unknown = vocab.roles.get("unk", 2)
+    return Unigram(vocab.ids, scores, unknown, lowest, normal, _chunks(vocab)).encode
 
 
 def _strips(vocab: Vocabulary, metadata: Metadata) -> tuple[frozenset[int], frozenset[int]]:

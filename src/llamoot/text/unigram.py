@@ -1,7 +1,6 @@
 """SentencePiece unigram vocabularies (T5, XLM-R) and their normaliser."""
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -70,69 +69,65 @@ class Unigram:
 
     def __init__(
         self,
-        scores: Mapping[str, tuple[float, int]],
+        ids: Mapping[bytes, int],
+        scores: Sequence[float],
         unknown: int,
         lowest: float,
-        charsmap: CharsMap | None,
-        prefix: bool,
-        merge_spaces: bool,
+        normal: Callable[[str], str],
+        cut: Callable[[str], list[str]],
     ) -> None:
-        """`scores`: token -> (score, id); `lowest`: the smallest score of a normal token."""
-        self.scores, self.unknown = scores, unknown
+        """`scores` by id; `lowest`: the smallest of a normal token; `cut`: see `Words`."""
+        self.ids, self.scores, self.unknown = ids, scores, unknown
         self.unknown_score = lowest - UNKNOWN_PENALTY
-        self.charsmap, self.prefix, self.merge_spaces = charsmap, prefix, merge_spaces
-        self.longest: dict[str, int] = {}
-        for token in scores:
-            head = token[:2]
-            if len(token) > self.longest.get(head, 0):
-                self.longest[head] = len(token)
-        inner = re.compile(f"[^{SPACE}]{SPACE}")
-        self.splits = not any(inner.search(token) for token in scores if SPACE in token[1:])
-        self.cache: dict[str, list[int]] = {}
-
-    def normalize(self, text: str) -> str:
-        if self.charsmap is not None:
-            text = self.charsmap.normalize(text)
-        if self.merge_spaces:
-            words = [word for word in text.split(" ") if word]
-            return "".join(SPACE + word for word in words) if words else ""
-        text = text.replace(" ", SPACE)
-        return SPACE + text if self.prefix and text.strip(SPACE) else text
+        self.normal, self.cut = normal, cut
+        self.longest = max(map(len, ids), default=1)
+        self.seen: dict[str, list[int]] = {}
 
     def encode(self, text: str) -> list[int]:
-        normal = self.normalize(text)
-        chunks = re.findall(f"{SPACE}+[^{SPACE}]*|[^{SPACE}]+", normal) if self.splits else [normal]
         out: list[int] = []
-        for chunk in chunks:
-            ids = self.cache.get(chunk)
+        for chunk in self.cut(self.normal(text)):
+            ids = self.seen.get(chunk)
             if ids is None:
-                if len(self.cache) > 100_000:
-                    self.cache.clear()
-                ids = self.cache[chunk] = self._best(chunk)
+                if len(self.seen) > 100_000:
+                    self.seen.clear()
+                ids = self.seen[chunk] = self._best(chunk.encode())
             if out and ids and out[-1] == ids[0] == self.unknown:
                 ids = ids[1:]  # unknown next to unknown is one unknown
             out += ids
         return out
 
-    def _best(self, text: str) -> list[int]:
+    def _best(self, text: bytes) -> list[int]:
         n = len(text)
         best = [0.0] + [float("-inf")] * n
         came: list[tuple[int, int]] = [(0, self.unknown)] * (n + 1)
-        for start in range(n):
-            base = best[start]
-            longest = max(self.longest.get(text[start : start + 2], 1), 1)
-            for stop in range(start + 1, min(n, start + longest) + 1):
-                found = self.scores.get(text[start:stop])
-                if found is not None and base + found[0] > best[stop]:
-                    best[stop], came[stop] = base + found[0], (start, found[1])
-            if text[start] not in self.scores and base + self.unknown_score > best[start + 1]:
-                best[start + 1], came[start + 1] = (
-                    base + self.unknown_score,
-                    (start, self.unknown),
-                )
+        ids, scores, start = self.ids, self.scores, 0
+        while start < n:
+            base, width = best[start], _width(text[start])
+            for stop in range(start + 1, min(n, start + self.longest) + 1):
+                i = ids.get(text[start:stop])
+                if i is not None and base + scores[i] > best[stop]:
+                    best[stop], came[stop] = base + scores[i], (start, i)
+            stop = start + width
+            if text[start:stop] not in ids and base + self.unknown_score > best[stop]:
+                best[stop], came[stop] = base + self.unknown_score, (start, self.unknown)
+            start = stop
         out, at = list[int](), n
         while at > 0:
             at, i = came[at]
             if not (out and out[-1] == i == self.unknown):
                 out.append(i)
         return out[::-1]
+
+
+def normalizer(charsmap: CharsMap | None, prefix: bool, merge_spaces: bool) -> Callable[[str], str]:
+    """What SentencePiece does to a text first: its map, then ▁ for spaces, one before the text."""
+
+    def normal(text: str) -> str:
+        if charsmap is not None:
+            text = charsmap.normalize(text)
+        if merge_spaces:
+            return "".join(SPACE + word for word in text.split(" ") if word)
+        text = text.replace(" ", SPACE)
+        return SPACE + text if prefix and text.strip(SPACE) else text
+
+    return normal

@@ -23,7 +23,6 @@ KINDS = {
     "gpt2": "bpe",
     "gemma4": "bpe",
     "whitespace": "bpe",
-    "hybriddna": "bpe",
     "bert": "wpm",
     "t5": "ugm",
     "rwkv": "rwkv",

@@ -29,7 +29,7 @@ def bert_words(text: str, lowercase: bool, strip_accents: bool) -> list[str]:
         category = _category(char)
         if char in "\t\n\r" or category[0] == "Z":
             out.append(" ")
-        elif char in "\0\ufffd" or category in ("Cc", "Cf", "Cn", "Co", "Cs"):
+        elif char in "\0\ufffd" or category in ("Cc", "Cf", "Co", "Cs"):
             continue
         elif _stands_alone(char, category):
             out.append(f" {char} ")
@@ -67,8 +67,10 @@ class WordPiece:
         return out
 
     def _word(self, word: bytes) -> list[int]:
-        found, start = [], 0
+        found, start, mark = [], 0, "▁".encode()
         while start < len(word):
+            if start and word.startswith(mark, start):
+                return [self.unknown]  # written by the user: no word begins here
             for stop in range(min(len(word), start + self.longest), start, -1):
                 i = self.ids.get(word[start:stop])
                 if i is not None:
