@@ -3,7 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from llamoot.agents.catalog import find_model, open_agent
+from llamoot.agents.catalog import open_agent
+from llamoot.agents.files import find_model
 from llamoot.agents.types import AgentSpec
 from llamoot.council.agent import CouncilAgent
 from llamoot.council.config import Config, resolve
