@@ -1,8 +1,9 @@
 """CPU per streamed chunk of this package's HTTP agent, beside `openai`, `litellm` and bare httpx.
 
-One server process on loopback sends the same long stream to each client in turn, as fast as it is
-taken, one HTTP chunk per event. Counted is the CPU of the client's process over the whole answer,
-divided by the chunks; the clients take turns and the best and the median of the rounds are told.
+One server process on loopback sends the same long stream to each client in turn, one HTTP chunk
+per event: as fast as it is taken, and a short one at the pace of a model (2 ms between events, so
+that every event is a wake-up of its own). Counted is the CPU of the client's process over the
+whole answer, divided by the chunks; the clients take turns, best and median of the rounds are told.
 
     python bench/agents/chunk.py [--chunks 4000] [--rounds 9] [--out bench/results/chunk.json]
 """
@@ -26,6 +27,7 @@ from llamoot.agents.misbehave import answer
 from llamoot.agents.types import ChatRequest, Message
 
 Client = Callable[[str], Awaitable[int]]
+PACED = 300  # chunks of the slow stream
 
 
 def serve(pipe: Connection, chunks: int) -> None:
@@ -40,10 +42,13 @@ def serve(pipe: Connection, chunks: int) -> None:
                 request = (await reader.readuntil(b"\r\n\r\n")).lower()
                 length = int(request.split(b"content-length:")[1].split(b"\r\n")[0])
                 await reader.readexactly(length)
+                paced = b"/paced/" in request
                 writer.write(head + b"\r\n")
-                for part in framed:
+                for part in [*framed[:PACED], *framed[-3:]] if paced else framed:
                     writer.write(part)
                     await writer.drain()
+                    if paced:
+                        await asyncio.sleep(0.002)
                 writer.write(b"0\r\n\r\n")
                 await writer.drain()
 
@@ -130,40 +135,50 @@ def main() -> None:
     here, there = multiprocessing.Pipe()
     server = multiprocessing.Process(target=serve, args=(there, chosen.chunks), daemon=True)
     server.start()
-    url = f"http://127.0.0.1:{here.recv()}/v1"
     clients = {"llamoot": ours, **others()}
-    times: dict[str, list[float]] = {name: [] for name in clients}
-    for round in range(chosen.rounds + 1):
-        for name, client in clients.items():
-            start = time.process_time()
-            letters = asyncio.run(client(url))
-            spent = time.process_time() - start
-            assert letters == 5 * chosen.chunks, f"{name} lost text: {letters} letters"
-            if round:  # the first warms imports and caches
-                times[name].append(spent / chosen.chunks * 1e6)
+    root = f"http://127.0.0.1:{here.recv()}"
+    fast = measure(clients, f"{root}/v1", chosen.chunks, chosen.rounds)
+    print(f"{PACED} chunks, 2 ms apart:")
+    paced = measure(clients, f"{root}/paced/v1", PACED - 1, 3)
     server.terminate()
-    best = {name: min(row) for name, row in times.items()}
-    rows = {
-        name: {
-            "version": version(name),
-            "best_us": round3(best[name]),
-            "median_us": round3(statistics.median(row)),
-            "times_ours": round3(best[name] / best["llamoot"]),
-        }
-        for name, row in times.items()
-    }
-    for name, row in rows.items():
-        print(f"{name:16} {row['version']:8} {row['best_us']:8.2f} µs best, "
-              f"{row['median_us']:8.2f} µs median, {row['times_ours']:6.1f} × ours")  # fmt: skip
     told = {
         "what": "CPU microseconds per streamed chunk, whole answer, client process",
         "machine": processor(),
         "python": sys.version.split()[0],
         "chunks": chosen.chunks,
         "rounds": chosen.rounds,
-        "clients": rows,
+        "clients": fast,
+        "clients_paced": paced,
     }
     pathlib.Path(chosen.out).write_text(json.dumps(told, indent=1) + "\n")
+
+
+def measure(
+    clients: dict[str, Client], url: str, chunks: int, rounds: int
+) -> dict[str, dict[str, object]]:
+    """Let the clients take turns; CPU microseconds per chunk of each."""
+    times: dict[str, list[float]] = {name: [] for name in clients}
+    for round in range(rounds + 1):
+        for name, client in clients.items():
+            start = time.process_time()
+            letters = asyncio.run(client(url))
+            spent = time.process_time() - start
+            assert letters == 5 * chunks, f"{name} lost text: {letters} letters"
+            if round:  # the first warms imports and caches
+                times[name].append(spent / chunks * 1e6)
+    rows: dict[str, dict[str, object]] = {}
+    for name, row in times.items():
+        best, middle = min(row), statistics.median(row)
+        ratio = best / min(times["llamoot"])
+        rows[name] = {
+            "version": version(name),
+            "best_us": round3(best),
+            "median_us": round3(middle),
+            "times_ours": round3(ratio),
+        }
+        print(f"{name:16} {version(name):8} {best:8.2f} µs best, {middle:8.2f} µs median, "
+              f"{ratio:6.1f} × ours")  # fmt: skip
+    return rows
 
 
 def round3(value: float) -> float:

@@ -83,20 +83,21 @@ class EventParser:
 
     def _lines(self, lines: list[bytes]) -> list[Event]:
         out: list[Event] = []
-        data = self._data
+        data, limit = self._data, self._limit
         for line in lines:
             if not line:
                 if data:
-                    joined = data[0] if len(data) == 1 else b"\n".join(data)
+                    joined = data.pop() if len(data) == 1 else b"\n".join(data)
                     if joined:
                         out.append((self._name, joined))
                     data.clear()
                     self._size = 0
                 self._name = ""
-            elif line[:6] == b"data: ":
-                self._append(line[6:])
+            elif line.startswith(b"data: ") and not data and len(line) <= limit:
+                data.append(line[6:])  # the usual event has one line: the short way
+                self._size = len(line)
             elif line[:5] == b"data:":
-                self._append(line[5:])
+                self._append(line[5:].removeprefix(b" "))
             elif line[0] != 58:  # not a comment
                 self._other(line, out)
         return out
