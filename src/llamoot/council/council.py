@@ -172,8 +172,8 @@ class Council:
             last = Sampling(max_tokens=sampling.max_tokens, stop=sampling.stop)
             rules = msgspec.structs.replace(panel.rules, last=last)
             rest = msgspec.structs.replace(sampling, max_tokens=None, stop=(), logprobs=None)
-            changed = {f: v for f in Sampling.__struct_fields__ if (v := getattr(rest, f))}
-            changed.pop("seed", None)
+            given = msgspec.structs.asdict(rest)
+            changed = {f: v for f, v in given.items() if v not in (None, ()) and f != "seed"}
             places = tuple(
                 msgspec.structs.replace(
                     place, sampling=msgspec.structs.replace(place.sampling, **changed)

@@ -87,7 +87,7 @@ class Transcript:
         if isinstance(event, CouncilStarted):
             self.started, self.run = event, event.run
         elif isinstance(event, CouncilResumed):
-            self.state, self.failure = "running", None
+            self._again()
         elif isinstance(event, RoundStarted):
             self.rounds.setdefault(event.round, RoundFold(event.stage, event.seats))
         elif isinstance(event, Answer | ExpertFailed):
@@ -118,6 +118,14 @@ class Transcript:
             )
         elif isinstance(event, CouncilFailed):
             self.state, self.failure, self.seconds = "failed", event, event.seconds
+
+    def _again(self) -> None:
+        """A failed run is tried again: its last round is open, and who failed in it is asked."""
+        if self.failure is not None and self.rounds:
+            last = self.rounds[max(self.rounds)]
+            last.finished = False
+            last.failures.clear()
+        self.state, self.failure = "running", None
 
     def _outcome(self, event: Answer | ExpertFailed) -> None:
         fold = self.rounds[event.round]
