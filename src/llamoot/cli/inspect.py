@@ -13,16 +13,15 @@ from llamoot.errors import ModelFileError
 from llamoot.gguf.metadata import Strings
 from llamoot.gguf.reader import GGUF, Tensor, open_gguf
 from llamoot.gguf.types import FileType
-from llamoot.kernels import cache
 from llamoot.kernels.step import BLOCK
-from llamoot.model.config import read_config
-from llamoot.model.scratch import needs
-from llamoot.model.weights import specs_of
+from llamoot.kernels.table import CacheType
+from llamoot.model.config import Config, read_config
+from llamoot.model.plan import Sizes, choose_sizes, memory_plan
 
 FEW = 6  # values of a long array that are shown
 LONG = 200  # characters of a long text that are shown
 BATCH = 512  # tokens computed at once
-LOGITS = 64  # rows of logits kept
+CACHES: tuple[CacheType, ...] = ("f16", "q8_0")
 
 
 def inspect(
@@ -97,31 +96,25 @@ def _short(value: Any) -> Any:
 
 
 def _memory(gguf: GGUF) -> dict[str, Any]:
-    """Bytes that running takes, or `unknown`: why that cannot be said."""
+    """Bytes that running one sequence takes, or `unknown`: why that cannot be said."""
     weights = sum(t.nbytes for t in gguf.tensors.values())
     try:
         config = read_config(gguf)
-        buffers = needs(config, specs_of(gguf, config))
+        plans = {kind: memory_plan(gguf, _one(config, kind)) for kind in CACHES}
     except ModelFileError as error:
         return {"weights": weights, "unknown": str(error).removeprefix(f"{gguf.path}: ")}
-    live = {"tokens": BATCH, "outputs": BATCH, "logits": LOGITS}
-    compute = sum(4 * need.width * need.per_row * live[need.rows] for need in buffers)
-    each = {
-        kind: sum(
-            cache.block_bytes(cache.Shape(layer.n_kv_heads, layer.head_dim, layer.v_dim), kind)
-            for layer in config.layers
-        )
-        for kind in ("f16", "q8_0")
-    }
-    blocks = -(-config.context // BLOCK)
     return {
-        "weights": weights,
+        "weights": plans["f16"].weights,
         "context": config.context,
-        "cache_per_token": {kind: n // BLOCK for kind, n in each.items()},
-        "cache_for_context": {kind: n * blocks for kind, n in each.items()},
-        "compute": compute,
-        "total": {kind: weights + n * blocks + compute for kind, n in each.items()},
+        "cache_per_token": {kind: plan.block // BLOCK for kind, plan in plans.items()},
+        "cache_for_context": {kind: plan.cache for kind, plan in plans.items()},
+        "compute": plans["f16"].scratch,
+        "total": {kind: plan.total for kind, plan in plans.items()},
     }
+
+
+def _one(config: Config, kind: CacheType) -> Sizes:
+    return choose_sizes(config, config.context, BATCH, 1, cache_type=kind)
 
 
 def _lines(found: dict[str, Any], every_tensor: bool) -> Iterable[str]:
@@ -158,12 +151,12 @@ def _memory_rows(memory: dict[str, Any]) -> list[list[str]]:
     rows = [["weights", _size(memory["weights"])]]
     if "unknown" in memory:
         return [*rows, ["cache, compute", f"cannot be said: {memory['unknown']}"]]
-    for kind in ("f16", "q8_0"):
+    for kind in CACHES:
         per_token, whole = memory["cache_per_token"][kind], memory["cache_for_context"][kind]
         context = f"{_size(whole)} for {memory['context']} tokens"
         rows.append([f"cache {kind}", f"{_size(per_token)} per token, {context}"])
     rows.append(["compute", f"{_size(memory['compute'])} for {BATCH} tokens at once"])
-    both = [f"{_size(memory['total'][kind])} with {kind} cache" for kind in ("f16", "q8_0")]
+    both = [f"{_size(memory['total'][kind])} with {kind} cache" for kind in CACHES]
     return [*rows, ["all, whole context", ", ".join(both)]]
 
 
