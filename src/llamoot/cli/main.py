@@ -39,6 +39,7 @@ VERBS = {
     "detokenize": "token ids to text",
     "logits": "raw scores of a model for given tokens",
 }
+_NESTED = {("bench", "council"): "evidence"}  # two words, one file
 _CODES = {"deadline": 4, "budget": 5, "cancelled": 130, "config_error": 2, "internal": 1}
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # click's, wherever typer keeps it
 
@@ -85,10 +86,13 @@ def _verb(args: list[str]) -> int:
         near = difflib.get_close_matches(verb, VERBS, 1)
         hint = f"did you mean '{near[0]}'?" if near else "`llamoot --help` lists them"
         return _say(f"there is no verb '{verb}'; {hint}", 2)
-    module = importlib.import_module(f"llamoot.cli.{verb}")
+    name = verb
+    if rest and (verb, rest[0]) in _NESTED:
+        name, verb, rest = _NESTED[verb, rest[0]], f"{verb} {rest[0]}", rest[1:]
+    module = importlib.import_module(f"llamoot.cli.{name}")
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(verb, context_settings={"help_option_names": ["-h", "--help"]})(
-        getattr(module, verb)
+        getattr(module, name)
     )
     command = typer.main.get_command(app)
     try:

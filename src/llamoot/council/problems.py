@@ -44,7 +44,8 @@ def held_out(sign: str, a: int, b: int) -> bool:
 
 def add_working(a: int, b: int) -> str:
     """Column addition from the right: '7+8=15 2+4+1=7' for 27 + 48."""
-    columns, carry = [], 0
+    columns: list[str] = []
+    carry = 0
     while a or b or not columns:
         total = a % 10 + b % 10 + carry
         columns.append(f"{a % 10}+{b % 10}{'+1' if carry else ''}={total}")
@@ -56,7 +57,8 @@ def subtract_working(a: int, b: int) -> str:
     """Column subtraction from the right with borrowing: '12-8=4 4-2-1=1' for 52 - 38."""
     if a < b:
         return f"{b}-{a}: {subtract_working(b, a)}"
-    columns, borrow = [], 0
+    columns: list[str] = []
+    borrow = 0
     while a or b or not columns:
         top, low = a % 10, b % 10 + borrow
         if top < low:
