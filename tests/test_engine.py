@@ -193,9 +193,7 @@ def test_memory_is_refused_with_the_numbers(shared: pathlib.Path) -> None:
         assert roomy.context == 512 and roomy.n_blocks * 32 >= 512
         tight = decide(gguf, config, Settings(), exact=False, free=roomy.weights + (130 << 20))
         assert tight.n_blocks < roomy.n_blocks or tight.cache <= 2 << 20
-        with pytest.raises(
-            Overloaded, match=r"1000000 tokens 0\.6 GB, but 0\.2 GB of mem"
-        ):
+        with pytest.raises(Overloaded, match=r"1000000 tokens 0\.6 GB, but 0\.2 GB of mem"):
             decide(gguf, config, Settings(context=1_000_000), exact=False, free=200 << 20)
 
 

@@ -7,8 +7,8 @@ batch. The file is opened at the first question, on a thread.
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,24 +101,27 @@ class LocalAgent:
                     self._loading = None
         return self._model
 
-    async def chat(self, request: ChatRequest) -> AsyncIterator[ChatToken]:
+    async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatToken, None]:
         """Stream the answer to the conversation.
 
         BadRequest (ContextOverflow) and Overloaded come before the first token; what goes wrong
         later is an AgentError that keeps the text received so far.
         """
         model, load_s = await self._timed_load()
-        async for token in self._stream(model, converse(model, request, load_s)):
-            yield token
+        async with aclosing(self._stream(model, converse(model, request, load_s))) as stream:
+            async for token in stream:
+                yield token
 
     async def complete(
         self, prompt: str | list[int], request: ChatRequest
-    ) -> AsyncIterator[ChatToken]:
+    ) -> AsyncGenerator[ChatToken, None]:
         """Stream the continuation of a text, without a template; messages are not looked at."""
         model, load_s = await self._timed_load()
         ids = model.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
-        async for token in self._stream(model, model.ask(request, ids, load_s=load_s)):
-            yield token
+        answer = model.ask(request, ids, load_s=load_s)
+        async with aclosing(self._stream(model, answer)) as stream:
+            async for token in stream:
+                yield token
 
     async def embed(
         self, texts: Sequence[str] | Sequence[list[int]]
@@ -156,7 +159,7 @@ class LocalAgent:
         model = await self.load()
         return model, 0.0 if was_open else time.perf_counter() - started
 
-    async def _stream(self, model: Model, answer: Answer) -> AsyncIterator[ChatToken]:
+    async def _stream(self, model: Model, answer: Answer) -> AsyncGenerator[ChatToken, None]:
         """Pass the engine's news on until the answer ends, or until nobody listens any more."""
         news = _listen(answer.seq)
         ends = None if self.timeout is None else time.monotonic() + self.timeout

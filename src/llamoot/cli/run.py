@@ -13,7 +13,6 @@ from llamoot.agents.model import Model, open_model
 from llamoot.agents.types import ChatRequest, Format, Logprob, Sampling, Usage
 from llamoot.engine.budget import Settings
 from llamoot.errors import BadRequest
-from llamoot.kernels.table import CacheType
 
 
 def run(
@@ -60,7 +59,7 @@ def run(
         format=constraint(grammar, json_schema, regex),
         drafts=tuple(draft or ()),
     )
-    settings = Settings(context=ctx, max_seqs=1, cache_type=_known(cache_type), threads=threads)
+    settings = Settings.of(cache_type, context=ctx, max_seqs=1, threads=threads)
     opened = open_model(find_model(model), settings)
     try:
         _complete(opened, text, request, special, echo, as_json)
@@ -88,13 +87,6 @@ def _text(given: str) -> str:
     path = Path(given)
     is_file = len(given) < 256 and "\n" not in given and path.is_file()
     return path.read_text() if is_file else given
-
-
-def _known(name: str) -> CacheType:
-    known: dict[str, CacheType] = {"f32": "f32", "f16": "f16", "q8_0": "q8_0"}
-    if name not in known:
-        raise BadRequest(f"cache type '{name}' is not one of {', '.join(known)}", "cache_type")
-    return known[name]
 
 
 def _complete(

@@ -53,8 +53,10 @@ def digest(parent: bytes, tokens: list[int]) -> bytes:
 class Blocks:
     """A pool of `n_blocks` blocks of `size` positions."""
 
-    def __init__(self, n_blocks: int, size: int) -> None:
-        self.size = size
+    def __init__(self, n_blocks: int, size: int, reuse: bool = True) -> None:
+        """Without `reuse` nothing is shared or found again: for models whose state is not in
+        the blocks alone."""
+        self.size, self.reuse = size, reuse
         self.blocks = [Block() for _ in range(n_blocks)]
         self.copies: list[tuple[int, int]] = []
         self._unused = list(range(n_blocks - 1, -1, -1))
@@ -78,13 +80,13 @@ class Blocks:
         """
         seq.digests = self._digests(seq)
         found = []
-        for name in seq.digests:
+        for name in seq.digests if self.reuse else ():
             if name not in self._full:
                 break
             found.append(self._full[name])
         for block in found:
             self._hold(block)
-        source, n_same = self._closest(seq, len(found))
+        source, n_same = self._closest(seq, len(found)) if self.reuse else (NOBODY, 0)
         if n_same:
             self._hold(source)  # not to be taken away while room is made
         missing = self.needed(len(seq.ids)) - len(found)
@@ -208,7 +210,7 @@ class Blocks:
     def _promise(self, seq: Holder, index: int) -> int:
         """A fresh block for `index`, announced to others when the prompt fills it."""
         number = self._take()
-        if index < len(seq.digests):
+        if self.reuse and index < len(seq.digests):
             block = self.blocks[number]
             block.digest = seq.digests[index]
             self._full[block.digest] = number
@@ -220,7 +222,7 @@ class Blocks:
         if index == len(seq.digests):
             seq.digests.append(digest(block.parent, block.tokens))
         name = seq.digests[index]
-        if self._full.setdefault(name, number) == number:
+        if self.reuse and self._full.setdefault(name, number) == number:
             block.digest = name
 
     def _is_shared(self, seq: Holder, index: int) -> bool:
@@ -256,7 +258,7 @@ class Blocks:
     def _is_worth_keeping(self, number: int) -> bool:
         """Whether the block holds something that no other block of the same parent holds."""
         block = self.blocks[number]
-        if not block.tokens:
+        if not (self.reuse and block.tokens):
             return False
         if block.digest and len(block.tokens) == self.size:
             return True

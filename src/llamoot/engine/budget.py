@@ -6,16 +6,14 @@ A model that does not fit is refused with the numbers; the system never has to k
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamoot.errors import Overloaded
+from llamoot.errors import BadRequest, Overloaded
 from llamoot.gguf.reader import GGUF
-from llamoot.kernels.cache import Shape, block_bytes
 from llamoot.kernels.step import BLOCK
 from llamoot.kernels.table import CacheType
 from llamoot.model.config import Config
+from llamoot.model.plan import MOST_CONTEXT, SPARE_CONTEXT, cache_block_bytes
 
-MOST_CONTEXT = 8192  # opened where nobody says, for models trained on more
 LEAST_CONTEXT = 512  # below this a model is refused rather than squeezed in
-SPARE = 512  # positions for each further sequence
 WORKING = 128 << 20  # bytes for activations, tables and the program itself
 
 
@@ -30,6 +28,15 @@ class Settings:
     cache_tokens: int = 0  # positions the cache holds over all sequences
     threads: int = 0
     executor: str = ""  # compiled or twins; empty: as LLAMOOT_KERNELS says
+
+    @classmethod
+    def of(cls, cache_type: str, *, context: int, max_seqs: int, threads: int) -> "Settings":
+        """Settings with a cache type that somebody typed; BadRequest if there is no such type."""
+        known: dict[str, CacheType] = {"f32": "f32", "f16": "f16", "q8_0": "q8_0"}
+        if cache_type not in known:
+            what = f"cache type '{cache_type}' is not one of {', '.join(known)}"
+            raise BadRequest(what, "cache_type")
+        return cls(context, max_seqs, cache_type=known[cache_type], threads=threads)
 
 
 @dataclass(frozen=True)
@@ -67,10 +74,7 @@ def decide(gguf: GGUF, config: Config, settings: Settings, exact: bool, free: in
     `exact`: matrices are kept as float32 and not in the file's form.
     """
     weights = sum(4 * t.n_elements if exact else t.nbytes for t in gguf.tensors.values())
-    block = sum(
-        block_bytes(Shape(layer.n_kv_heads, layer.head_dim, layer.v_dim), settings.cache_type)
-        for layer in config.layers
-    )
+    block = cache_block_bytes(config, settings.cache_type)
     room = max(0, free - weights - WORKING) // max(block, 1) * BLOCK  # positions
     context = settings.context or min(config.context, MOST_CONTEXT)
     least = context if settings.context else min(context, LEAST_CONTEXT)
@@ -82,7 +86,7 @@ def decide(gguf: GGUF, config: Config, settings: Settings, exact: bool, free: in
             "choose a smaller context, an 8-bit cache (q8_0) or a smaller model"
         )
     context = min(context, room)
-    spare = (settings.max_seqs - 1) * min(context, SPARE)
+    spare = (settings.max_seqs - 1) * min(context, SPARE_CONTEXT)
     positions = settings.cache_tokens or min(context + spare, room)
     n_blocks = -(-max(positions, context) // BLOCK)
     return Budget(context, n_blocks, weights, n_blocks * block)

@@ -16,6 +16,9 @@ import numpy as np
 from llamoot.engine.sampler import Mask
 from llamoot.errors import BadRequest
 
+# One space, or a new line and its indent: a model must not lose itself in white space.
+JSON = {"whitespace_flexible": True, "whitespace_pattern": r" ?|\n[ \t]{0,24}"}
+
 
 class Vocabulary:
     """The bytes of every token, as llguidance wants them; opened once per model."""
@@ -54,9 +57,9 @@ class Vocabulary:
         try:
             match kind:
                 case "json":
-                    text = matcher.grammar_from_json_schema({"type": "object"})
+                    text = matcher.grammar_from_json_schema({"type": "object"}, overrides=JSON)
                 case "schema":
-                    text = matcher.grammar_from_json_schema(value)
+                    text = matcher.grammar_from_json_schema(value, overrides=JSON)
                 case "regex":
                     text = matcher.grammar_from_regex(value)
                 case "choice":
