@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import pathlib
+import random
 import ssl
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from llamoot.agents.endpoint import Endpoint
 from llamoot.agents.http import OpenAIAgent
 from llamoot.agents.misbehave import Act, MisbehavingServer, Received, answer
 from llamoot.agents.types import ChatRequest, Message, Sampling
-from llamoot.errors import Stream, Timeout, Transport
+from llamoot.errors import ConfigError, Stream, Timeout, Transport
 from wire_rows import GOOD, H, chunk, event, stream
 
 pytestmark = pytest.mark.pure
@@ -204,6 +205,46 @@ def test_an_early_refusal_of_a_large_body_is_heard() -> None:
     big = ChatRequest(messages=(Message("user", "x" * (4 << 20)),))
     heard = ask(Act(status=413, body=b'{"error":"too big"}', framing="length"), big)
     assert isinstance(heard.error, Transport) and heard.error.http_status == 413
+
+
+def test_any_bytes_from_a_server_end_in_an_answer_or_a_typed_error() -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+    good = head + b"Content-Length: %d\r\n\r\n" % len(GOOD) + GOOD
+    chance = random.Random(5)
+
+    def play(request: Received) -> Act:
+        raw = bytearray(good)
+        for _ in range(chance.randrange(1, 6)):
+            at, kind = chance.randrange(len(raw)), chance.randrange(3)
+            if kind == 0:
+                raw[at] = chance.randrange(256)
+            elif kind == 1:
+                del raw[at : at + chance.randrange(40)]
+            else:
+                raw[at:at] = chance.choice([b"\r\n", b"\0", b"9" * 30, b"data: ", b"\xff", b"{"])
+        return Act(raw=bytes(raw), end=chance.choice(["cut", "proper", "reset"]))
+
+    async def scene(server: MisbehavingServer) -> None:
+        for i in range(300):
+            tokens, error = await listen(OpenAIAgent("A", "m", server.url, retries=0))
+            ends = [t for t in tokens if t.finish_reason]
+            assert len(ends) == (error is None), i
+            assert error is None or error.partial == "".join(t.text for t in tokens)
+
+    with_server(play, scene)
+
+
+def test_headers_without_end_are_cut_off() -> None:
+    heard = ask(Act(raw=b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 200_000, end="hang"), retries=0)
+    assert isinstance(heard.error, Transport)
+
+
+def test_an_unspeakable_host_and_a_missing_ca_file_are_typed_errors() -> None:
+    agent = OpenAIAgent("A", "m", f"http://{'a' * 70}.example", retries=0, proxy="")
+    _, error = asyncio.run(listen(agent))
+    assert isinstance(error, Transport)
+    with pytest.raises(ConfigError, match="ca_file"):
+        OpenAIAgent("A", "m", "https://h", ca_file="/nowhere/ca.pem")
 
 
 # -- connections --------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from llamoot.agents.endpoint import Endpoint, Origin, Secret, redact
 from llamoot.agents.problems import Problem, is_overflow, problem_in
 from llamoot.agents.request import chat_body
 from llamoot.agents.retry import backoff, retry_after, retryable
+from llamoot.agents.think import ThinkSplitter
 from llamoot.agents.types import ChatRequest, Format, Message, Sampling
 from llamoot.agents.wire import decode, encode
 from llamoot.errors import ConfigError
@@ -260,3 +261,27 @@ def test_a_chunk_of_the_usual_shape_is_read_by_type() -> None:
     found = decode(b'{"choices":[{"index":0,"delta":{"content":"a"}}],"usage":{"prompt_tokens":1}}')
     assert found is not None and found.choices and found.usage
     assert found.choices[0].delta is not None and found.choices[0].delta.content == "a"
+
+
+THOUGHT = "\n<think>\nhm < /think></think>\n\nHello <think>"
+
+
+@pytest.mark.parametrize(
+    ("whole", "text", "reasoning"),
+    [
+        (THOUGHT, "Hello <think>", "\nhm < /think>"),
+        ("Hello", "Hello", ""),
+        (" <thin", " <thin", ""),
+        ("<think>cut </thi", "", "cut </thi"),
+        ("<think></think>42", "42", ""),
+        ("  \n", "  \n", ""),
+    ],
+)
+def test_thinking_at_the_start_is_told_from_text_whatever_the_cuts(
+    whole: str, text: str, reasoning: str
+) -> None:
+    for size in range(1, len(whole) + 1):
+        splitter = ThinkSplitter()
+        parts = [splitter.feed(whole[i : i + size]) for i in range(0, len(whole), size)]
+        parts.append(splitter.finish())
+        assert ("".join(p[0] for p in parts), "".join(p[1] for p in parts)) == (text, reasoning)

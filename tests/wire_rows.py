@@ -218,6 +218,8 @@ def _chunks() -> list[Row]:
             Want(reasoning="hm")),
         Row(49, "details", stream(chunk(reasoning_details=details), H, LO, STOP),
             Want(reasoning="hm")),
+        Row(49, "think tags", stream(chunk("<think>hm</think>\n\nHel"), LO, STOP),
+            Want(reasoning="hm")),
         Row(50, "refusal", stream(chunk(refusal="I "), chunk(refusal="won't"), STOP),
             Want(text="", refusal="I won't")),
     ]  # fmt: skip

@@ -15,6 +15,7 @@ from llamoot.agents import wire
 from llamoot.agents.endpoint import Secret, redact
 from llamoot.agents.problems import Problem, is_overflow, loads, problem_in, problem_of
 from llamoot.agents.sse import LIMIT, EventParser, EventTooLong
+from llamoot.agents.think import ThinkSplitter
 from llamoot.agents.toolcalls import ToolCalls
 from llamoot.agents.types import ChatToken, ToolPiece, Usage
 from llamoot.agents.wire import Choice, Chunk, Delta
@@ -58,6 +59,8 @@ class Answer:
         self._text: list[str] = []
         self._thought: list[str] = []
         self._refused = self._high = ""
+        self._splitter = ThinkSplitter()
+        self._plain = False  # text needs no more than to be handed on
         self._calls = ToolCalls()
         self._junk = 0
         self._last_payload = b""  # that carried the finish reason; relays send it twice
@@ -86,7 +89,7 @@ class Answer:
         self._events(events, out)
         return out
 
-    def end(self, clean: bool = True, reason: str = "") -> list[ChatToken]:
+    def end(self) -> list[ChatToken]:
         """The connection ended, or `done` was seen: last tokens, then `failure` or `last()`."""
         out: list[ChatToken] = []
         if self.failure is not None:
@@ -99,10 +102,10 @@ class Answer:
             elif self._mode == "page":
                 problem = problem_in(self._head)
                 self._fail(f"answered with {problem.message}; is the base URL right?")
-            elif clean:
+            else:
                 self._fail("sent an empty answer", retryable=True)
         if self.failure is None:
-            self._conclude(clean, reason, out)
+            self._conclude(out)
         return out
 
     def last(self) -> ChatToken:
@@ -124,7 +127,7 @@ class Answer:
     def _events(self, events: list[tuple[str, bytes]], out: list[ChatToken]) -> None:
         text = self._text
         for name, payload in events:
-            if not name and not self._high:
+            if not name and self._plain:
                 try:
                     chunk = _read(payload)
                 except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -147,6 +150,7 @@ class Answer:
                         and not delta.reasoning
                         and not delta.reasoning_content
                         and not delta.refusal
+                        and delta.reasoning_details is None
                         and choice.message is None
                         and chunk.x_groq is None
                     ):
@@ -269,13 +273,9 @@ class Answer:
         if delta is not None and not _empty(delta):
             text, reasoning, refusal, tools = self._delta(delta)
         elif whole is not None:
-            # A whole message after its own deltas adds nothing but what was missing.
-            text, reasoning, refusal, tools = self._delta(whole)
-            text = _rest(text, self.partial)
-            reasoning = _rest(reasoning, "".join(self._thought))
-            tools = tools if not (self._calls.count - len({p.index for p in tools})) else ()
+            text, reasoning, refusal, tools = self._message(whole)
         elif choice.text:
-            text = self._joined(choice.text)
+            text, reasoning = self._said(choice.text)
         logprobs = wire.logprobs_of(choice)
         if text or reasoning or refusal or tools or logprobs:
             self._text.append(text)
@@ -292,45 +292,55 @@ class Answer:
             self._last_payload = payload
 
     def _delta(self, delta: Delta) -> tuple[str, str, str, tuple[ToolPiece, ...]]:
-        text = self._joined(delta.content) if delta.content else ""
+        text, thought = self._said(delta.content) if delta.content else ("", "")
         reasoning = delta.reasoning or delta.reasoning_content or ""
         if not reasoning and delta.reasoning_details is not None:
             reasoning = wire.reasoning_in(delta.reasoning_details)
-        tools: tuple[ToolPiece, ...] = ()
-        if delta.tool_calls:
-            tools = self._calls.add(delta.tool_calls)
+        tools = self._calls.add(delta.tool_calls) if delta.tool_calls else ()
+        refusal = wire.whole_characters(delta.refusal or "")
+        return text, wire.whole_characters(reasoning) + thought, refusal, tools
+
+    def _message(self, whole: Delta) -> tuple[str, str, str, tuple[ToolPiece, ...]]:
+        """A message sent whole; after its own deltas it adds nothing but what was missing."""
+        known, thought, calls = self.partial, "".join(self._thought), self._calls.count
+        self._splitter = ThinkSplitter()
+        text, reasoning, refusal, tools = self._delta(whole)
+        rest = self._splitter.finish()
+        text, reasoning = text + rest[0], reasoning + rest[1]
         return (
-            text,
-            wire.whole_characters(reasoning),
-            wire.whole_characters(delta.refusal or ""),
-            tools,
+            text.removeprefix(known),
+            reasoning.removeprefix(thought),
+            refusal.removeprefix(self._refused),
+            () if calls else tools,
         )
 
-    def _joined(self, text: str) -> str:
-        """Text with surrogate pairs joined, also those cut between two chunks."""
-        if text.isascii() and not self._high:
-            return text
-        text = self._high + text
-        self._high = text[-1] if "\ud800" <= text[-1] <= "\udbff" else ""
-        return wire.whole_characters(text[:-1] if self._high else text)
+    def _said(self, text: str) -> tuple[str, str]:
+        """Text and reasoning, surrogate pairs joined, also those cut between two chunks."""
+        thought = ""
+        if self._high or not text.isascii():
+            text = self._high + text
+            self._high = text[-1] if "\ud800" <= text[-1] <= "\udbff" else ""
+            text = wire.whole_characters(text[:-1] if self._high else text)
+        if not self._splitter.plain:
+            text, thought = self._splitter.feed(text)
+        self._plain = self._splitter.plain and not self._high
+        return text, thought
 
-    def _conclude(self, clean: bool, reason: str, out: list[ChatToken]) -> None:
-        if self._high:
-            self._high = ""
-            self._text.append("\ufffd")
-            out.append(ChatToken("\ufffd"))
+    def _conclude(self, out: list[ChatToken]) -> None:
+        text, thought = self._splitter.finish()
+        text, self._high = text + ("\ufffd" if self._high else ""), ""
+        if text or thought:
+            self._text.append(text)
+            self._thought.append(thought)
+            out.append(ChatToken(text, thought))
         missing = self._calls.close()
         if self._calls.count and (self.finish == "stop" or (self.done and not self.finish)):
             self.finish = "tool_calls"
         if self.finish and missing:
             out.append(ChatToken(tools=missing))
         if not self.finish:
-            told = reason or (
-                "ended without saying why: no finish reason came, so the answer is cut"
-                if any(self._text) or any(self._thought)
-                else self._nothing()
-            )
-            self._fail(told, retryable=True)
+            told = "ended without saying why: no finish reason came, so the answer is cut"
+            self._fail(told if self._anything() else self._nothing(), retryable=True)
         elif self.finish in ("stop", "length") and not self._anything():
             self._fail(f"finished with '{self.finish}' but sent no text", retryable=True)
 
@@ -373,7 +383,3 @@ def _empty(delta: Delta) -> bool:
         or delta.reasoning_content
         or delta.reasoning_details
     )
-
-
-def _rest(whole: str, known: str) -> str:
-    return whole.removeprefix(known) if known else whole

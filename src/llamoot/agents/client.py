@@ -66,7 +66,7 @@ class Client:
                     return connection
                 self.release(connection, False)
                 target = self._redirected(connection, target)
-        except (OSError, Refused) as error:
+        except (OSError, Refused, UnicodeError) as error:  # a host name may be unspeakable
             raise self.failed(error) from None
         raise Transport(self.who, f"{self.endpoint.shown(route)} redirects in a circle")
 

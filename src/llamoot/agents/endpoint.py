@@ -101,8 +101,10 @@ def origin_of(url: str, where: str = "base_url") -> Origin:
         shown = redact(url)
         raise ConfigError("endpoint", where, f"'{shown}' is not an http or https URL")
     host = parts.hostname
-    if not host.isascii():
-        host = host.encode("idna").decode("ascii")
+    try:
+        host = host if host.isascii() else host.encode("idna").decode("ascii")
+    except UnicodeError:
+        raise ConfigError("endpoint", where, f"'{redact(host)}' is no host name") from None
     return Origin(parts.scheme, host, port or {"http": 80, "https": 443}[parts.scheme])
 
 

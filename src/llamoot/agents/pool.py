@@ -3,11 +3,13 @@
 import asyncio
 import base64
 import ssl
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from llamoot import env
 from llamoot.agents.endpoint import Origin, Secret, origin_of
 from llamoot.agents.transport import Connection, Cut, Expired, Refused
+from llamoot.errors import ConfigError
 
 IDLE_S = 4.0  # servers built on cpp-httplib close after 5 s; a pooled socket must be younger
 LINGER_S = 1.0  # how long the end of a body may take to come after its last event
@@ -20,6 +22,8 @@ class Route:
     __slots__ = ("ca_file", "origin", "proxy", "proxy_auth")
 
     def __init__(self, origin: Origin, ca_file: str = "", proxy: str | None = None) -> None:
+        if ca_file and not Path(ca_file).is_file():
+            raise ConfigError("endpoint", "ca_file", f"there is no file '{ca_file}'")
         self.origin, self.ca_file = origin, ca_file
         url = _proxy_for(origin) if proxy is None else proxy
         self.proxy: Origin | None = None

@@ -20,6 +20,7 @@ import httptools
 from llamoot.errors import LlamootError
 
 _HIGH_WATER = 1 << 20  # bytes queued for a slow reader before the socket is no longer read
+_HEAD_LIMIT = 256 << 10  # bytes of headers
 
 
 class Cut(ConnectionError):
@@ -60,7 +61,7 @@ class Connection(asyncio.Protocol):
         self.touched = False  # a byte of the response has come
         self.first_seen = False
         self._pieces: list[bytes] = []
-        self._queued = 0
+        self._queued = self._head_size = 0
         self._failure: Exception | None = None
         self._head_done = False
         self._paused = False
@@ -94,8 +95,9 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
         if self._parser is not None and not self.complete:
-            framed = "content-length" in self.headers or "chunked" in self.headers.get(
-                "transfer-encoding", ""
+            framed = (
+                "content-length" in self.headers
+                or "chunked" in self.headers.get("transfer-encoding", "").lower()
             )
             if exc is None and self._head_done and not framed:
                 self._finish()  # a body without a length lasts until the end of the connection
@@ -119,6 +121,9 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         key = name.decode("latin-1").lower()
         text = value.decode("latin-1")
+        self._head_size += len(name) + len(value)
+        if self._head_size > _HEAD_LIMIT:
+            raise Cut("the headers do not end")
         known = self.headers.get(key)
         self.headers[key] = f"{known}, {text}" if known is not None else text
 
