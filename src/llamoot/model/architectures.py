@@ -21,6 +21,7 @@ POST = Traits(
     attn_post_norm="post_attention_norm",
     ffn_post_norm="post_ffw_norm",
 )
+LATENT = Traits(latent=True)
 COMMAND = Traits(norm="layer", parallel="yes", ffn_norm="", logit_scale="mul")
 BERT = replace(
     LAYER,
@@ -107,6 +108,18 @@ ARCHITECTURES: dict[str, Traits] = {
     "internlm2": LLAMA,
     "bailingmoe": LLAMA,
     "bailingmoe2": NEOX,
+    "deepseek2": replace(LATENT, yarn_tenths=True, yarn_even=True, temperature="all"),
+    "deepseek32": replace(LATENT, yarn_tenths=True, sparse=True, gate="sigmoid"),
+    "glm-dsa": replace(LATENT, sparse=True, gate="sigmoid"),
+    "minicpm3": Traits(
+        rope="halves",
+        latent=True,
+        embed_factor=12.0,
+        residual_depth=1.4,
+        logit_scale="mul",
+        logit_dim=256.0,
+    ),
+    "mistral4": replace(LATENT, yarn_tenths=True, yarn_even=True, temperature="all"),
     "dots1": NEOX,
     "llama": Traits(norm_topk=True),
     "minimax-m2": replace(MOE, gate="sigmoid"),

@@ -17,6 +17,7 @@ from llamoot.model.architectures import ARCHITECTURES
 from llamoot.model.traits import Gate, Traits
 
 GATES: dict[int, Gate] = {1: "softmax", 2: "sigmoid", 3: "softmax_after", 4: "sqrt_softplus"}
+Kind = Literal["attention", "latent"]
 POOLINGS = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
 
 
@@ -31,6 +32,7 @@ class Layer:
     n_rot: int  # rotated dimensions of a head; 0 for none
     windowed: bool
     ff: int
+    kind: Kind = "attention"
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,10 @@ class Config:
     causal: bool
     parallel: bool  # see Traits.parallel; "normless" is decided layer by layer
     pooling: str
+    q_rank: int  # latent attention: of the queries, 0 for none
+    kv_rank: int  # of keys and values
+    n_turned: int  # dimensions of a head that are rotated
+    n_plain: int  # and that are not
     glu_limits: tuple[float, ...]  # of experts, by layer
     glu_limits_shared: tuple[float, ...]
 
@@ -160,6 +166,8 @@ def read_config(gguf: GGUF) -> Config:
     window = _window(keys, traits)
     layers = _layers(keys, traits, dim, window)
     context = int(keys.need("context_length", int))
+    if traits.sparse:
+        context = min(context, keys.whole("attention.indexer.top_k") or context)
     return Config(
         arch=keys.arch,
         traits=traits,
@@ -173,7 +181,7 @@ def read_config(gguf: GGUF) -> Config:
         rope_base=base,
         rope_base_windowed=keys.number("rope.freq_base_swa", traits.window_base or base),
         rope_sections=tuple(int(n) for n in _array(keys, "rope.dimension_sections")),
-        rope_scaling=_scaling(keys, context),
+        rope_scaling=_scaling(keys, traits, context),
         window=window,
         attn_scale=_attn_scale(keys, traits, dim, layers),
         attn_softcap=keys.number("attn_logit_softcapping", traits.attn_softcap)
@@ -194,6 +202,10 @@ def read_config(gguf: GGUF) -> Config:
         parallel=traits.parallel == "yes"
         or (traits.parallel == "file" and keys.flag("use_parallel_residual", True)),
         pooling=POOLINGS.get(keys.whole("pooling_type", traits.pooling), "none"),
+        q_rank=keys.whole("attention.q_lora_rank") if traits.latent else 0,
+        kv_rank=keys.whole("attention.kv_lora_rank") if traits.latent else 0,
+        n_turned=layers[0].n_rot,
+        n_plain=_head_dim(keys, layers) - layers[0].n_rot,
         glu_limits=_limits(keys, "swiglu_clamp_exp"),
         glu_limits_shared=_limits(keys, "swiglu_clamp_shexp"),
     )
@@ -270,8 +282,14 @@ def _layers(keys: _Keys, traits: Traits, dim: int, window: int) -> tuple[Layer, 
             shape = f"{heads[i]} heads, {kv} key/value heads of {k_dim}, {n_rot} rotated"
             raise ModelFileError(keys.gguf.path, where, f"{shape}: these do not fit together")
         inner = ff[i] // 2 if traits.ff_halved else ff[i]
-        layers.append(Layer(heads[i], kv, k_dim, v_dim, n_rot, windowed[i], inner))
+        kind: Kind = "latent" if traits.latent else "attention"
+        layers.append(Layer(heads[i], kv, k_dim, v_dim, n_rot, windowed[i], inner, kind))
     return tuple(layers)
+
+
+def _head_dim(keys: _Keys, layers: tuple[Layer, ...]) -> int:
+    """Of a head before it is carried into the latent space."""
+    return keys.whole("attention.key_length_mla") or layers[0].head_dim
 
 
 def _roped(keys: _Keys, traits: Traits, window: int) -> list[bool]:
@@ -317,14 +335,15 @@ def _experts(keys: _Keys, traits: Traits) -> Experts:
     )
 
 
-def _scaling(keys: _Keys, context: int) -> RopeScaling:
+def _scaling(keys: _Keys, traits: Traits, context: int) -> RopeScaling:
     factor = keys.number("rope.scaling.factor") or keys.number("rope.scale_linear") or 1.0
     return RopeScaling(
         type=keys.text("rope.scaling.type", "linear"),
         factor=factor,
         original=keys.whole("rope.scaling.original_context_length", context) or context,
         attn_factor=keys.number("rope.scaling.attn_factor", 1.0),
-        log_multiplier=keys.number("rope.scaling.yarn_log_multiplier"),
+        log_multiplier=keys.number("rope.scaling.yarn_log_multiplier")
+        * (10 if traits.yarn_tenths else 1),
         beta_fast=keys.number("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1.0),
     )
@@ -346,19 +365,19 @@ def _temperature_floor(keys: _Keys, traits: Traits, context: int) -> int:
 def _embed_scale(keys: _Keys, traits: Traits, dim: int) -> float:
     if traits.embed_scale == "sqrt_dim":
         return math.sqrt(dim)
-    return keys.number("embedding_scale", traits.embed_factor) or 1.0
+    return keys.number("embedding_scale") or traits.embed_factor
 
 
 def _residual_scale(keys: _Keys, traits: Traits) -> float:
     default = traits.residual_depth / math.sqrt(keys.n_layers)
-    return keys.number("residual_scale", default) or 1.0
+    return keys.number("residual_scale") or default or 1.0
 
 
 def _logit_scale(keys: _Keys, traits: Traits, dim: int) -> float:
     if not traits.logit_scale:
         return 1.0
     default = traits.logit_dim / dim or traits.logit_factor
-    scale = keys.number("logit_scale", default) or 1.0
+    scale = keys.number("logit_scale") or default
     return scale if traits.logit_scale == "mul" else 1 / scale
 
 

@@ -8,40 +8,22 @@ logits are wanted, and with no others.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Protocol
 
-from llamoot.kernels.table import Attention, Buf, Cache, Kernels, Rope
-from llamoot.model.config import Config, Layer
+from llamoot.kernels.table import Buf, Kernels
+from llamoot.model.attention import Attend
+from llamoot.model.block import Block, norm
+from llamoot.model.config import Config
 from llamoot.model.feed import Feed
+from llamoot.model.latent import Latent
 from llamoot.model.scratch import Scratch
-from llamoot.model.weights import Bound, Weights
+from llamoot.model.weights import Weights
 
 
-@dataclass(eq=False)
-class Block:
-    """One layer, ready to run."""
+class Mixer(Protocol):
+    """The half of a layer in which tokens meet: buffer o is what it makes of h."""
 
-    layer: Layer
-    weights: Bound
-    rope: Rope | None
-    how: Attention
-    cache: Cache
-
-
-def norm(
-    k: Kernels, config: Config, out: Buf, x: Buf, weights: Bound, name: str, groups: int = 1
-) -> None:
-    """out = the norm `name` of x, of the architecture's kind."""
-    weight, bias = weights.vector(name), weights.bias(name)
-    t = config.traits
-    post = t.post_eps and name in (t.attn_post_norm, t.ffn_post_norm)
-    eps = t.post_eps if post else config.eps
-    if config.norm == "layer":
-        k.layernorm(out, x, weight, bias, eps, groups)
-        return
-    k.rmsnorm(out, x, weight, eps, groups)
-    if bias is not None:
-        k.add_vector(out, out, bias)
+    def run(self, k: Kernels, block: Block, h: Buf) -> None: ...
 
 
 class Forward:
@@ -52,6 +34,10 @@ class Forward:
     ) -> None:
         self.config, self.weights, self.blocks, self.s = config, weights, blocks, scratch
         self.feed = Feed(config, scratch)
+        self.mixers: dict[str, Mixer] = {
+            "attention": Attend(config, scratch),
+            "latent": Latent(config, scratch),
+        }
 
     def __call__(self, k: Kernels) -> None:
         self._embed(k)
@@ -82,7 +68,7 @@ class Forward:
         second = "attn_norm_2" in w.vectors
         if second:
             norm(k, c, self.s.get("f"), x, w, "attn_norm_2")
-        self._attention(k, block, self.s.get("f") if second else into)
+        self.mixers[block.layer.kind].run(k, block, self.s.get("f") if second else into)
         if i == len(self.blocks) - 1:
             x, into, o = self._only_outputs(k, into is h)
             early = self._gathered(k, early) if early is not None else None
@@ -126,60 +112,6 @@ class Forward:
         out = self.s.get("early_out", early.data.shape[1], "outputs")
         k.gather(out, early)
         return out
-
-    def _attention(self, k: Kernels, block: Block, h: Buf) -> None:
-        """o = what attention makes of h"""
-        layer, w, how = block.layer, block.weights, block.how
-        q, keys, values = self._project(k, layer, w, h)
-        self._place(k, block, q, keys)
-        k.store(block.cache, keys, values)
-        attended = self.s.get("attended", layer.n_heads * layer.v_dim)
-        k.attend(attended, q, block.cache, how)
-        if "attn_gate" in w.matrices:
-            gate_w = w.matrices["attn_gate"]
-            gate = self.s.get("attn_gate", gate_w.shape[0])
-            k.matmul(gate, gate_w, h)
-            k.act(gate, gate, self.config.traits.attn_gate)
-            k.mul(attended, attended, gate)
-        o = self.s.get("o")
-        k.matmul(o, w.matrices["attn_output"], attended, w.bias("attn_output"))
-        if self.config.attn_out_scale != 1.0:
-            k.scale(o, o, self.config.attn_out_scale)
-
-    def _project(self, k: Kernels, layer: Layer, w: Bound, h: Buf) -> tuple[Buf, Buf, Buf]:
-        """Queries, keys and values of h, from one fused product or three."""
-        n_q, n_k = layer.n_heads * layer.head_dim, layer.n_kv_heads * layer.head_dim
-        n_v = layer.n_kv_heads * layer.v_dim
-        if "attn_qkv" in w.matrices:
-            qkv = self.s.get("qkv", n_q + n_k + n_v)
-            k.matmul(qkv, w.matrices["attn_qkv"], h, w.bias("attn_qkv"))
-            if self.config.clamp_qkv:
-                k.clamp(qkv, qkv, self.config.clamp_qkv)
-            cut = n_q + n_k
-            return qkv.columns(0, n_q), qkv.columns(n_q, cut), qkv.columns(cut, cut + n_v)
-        parts = self.s.get("q", n_q), self.s.get("k", n_k), self.s.get("v", n_v)
-        for name, part in zip(("attn_q", "attn_k", "attn_v"), parts):
-            k.matmul(part, w.matrices[name], h, w.bias(name))
-            if self.config.clamp_qkv:
-                k.clamp(part, part, self.config.clamp_qkv)
-        return parts
-
-    def _place(self, k: Kernels, block: Block, q: Buf, keys: Buf) -> None:
-        """Norms and positions of queries and keys, in the order of the architecture."""
-        c, t, layer, w = self.config, self.config.traits, block.layer, block.weights
-        pairs = ((q, layer.n_heads, "attn_q_norm"), (keys, layer.n_kv_heads, "attn_k_norm"))
-        for late in (False, True):
-            for buf, heads, name in pairs:
-                weight = w.vector(name)
-                if weight is not None and t.qk_norm_after_rope == late:
-                    whole = weight.ndim == 1 and weight.size != layer.head_dim
-                    norm(k, c, buf, buf, w, name, 1 if whole else heads)
-                if late and t.qk_norm_l2 and block.rope is not None:
-                    k.rmsnorm(buf, buf, None, c.eps, heads)
-                if not late and block.rope is not None:
-                    k.rope(buf, heads, block.rope)
-        if c.temperature_scale and (t.temperature == "all" or block.rope is None):
-            k.scale_by_pos(q, q, c.temperature_floor, c.temperature_scale, t.temperature_offset)
 
     def _head(self, k: Kernels) -> None:
         c, w = self.config, self.weights.model

@@ -32,7 +32,7 @@ def rope_of(config: Config, layer: Layer, factors: Floats | None) -> Rope | None
         scale = 1.0
     elif scaling.type == "yarn":
         freqs = _yarn(freqs, n, base, scaling)
-        scale *= _yarn_magnitude(scaling)
+        scale *= _yarn_magnitude(scaling, config.traits.yarn_even)
     elif scaling.type != "none":
         freqs = freqs / scaling.factor
     freqs = freqs * _moving(config, n // 2)
@@ -57,13 +57,26 @@ def _yarn(freqs: Doubles, n: int, base: float, scaling: RopeScaling) -> Doubles:
     return np.asarray(freqs / scaling.factor * (1 - keep) + freqs * keep)
 
 
-def _yarn_magnitude(scaling: RopeScaling) -> float:
+def _yarn_magnitude(scaling: RopeScaling, even: bool) -> float:
     """Factor of cosines and sines; with a log multiplier the paper's two factors cancel."""
+    if even:
+        return 1.0
     if scaling.log_multiplier == 0 or scaling.factor <= 1:
         return 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
     return (0.1 * math.log(scaling.factor) + 1.0) / (
         0.1 * scaling.log_multiplier * math.log(scaling.factor) + 1.0
     )
+
+
+def attention_scale(config: Config, layer: Layer) -> float:
+    """Factor of the products of queries and keys."""
+    if layer.kind != "latent":
+        return config.attn_scale or layer.head_dim**-config.traits.attn_scale_power
+    scaling, magnitude = config.rope_scaling, 1.0
+    if scaling.type == "yarn" and scaling.factor > 1:
+        magnitude = _yarn_magnitude(scaling, config.traits.yarn_even)
+        magnitude *= 1 + 0.1 * scaling.log_multiplier * math.log(scaling.factor)
+    return magnitude**2 / math.sqrt(config.n_plain + config.n_turned)
 
 
 def _moving(config: Config, n_pairs: int) -> Doubles:

@@ -16,10 +16,11 @@ from llamoot.kernels.compiled import Compiled
 from llamoot.kernels.step import BLOCK, Step
 from llamoot.kernels.table import Attention, Cache, CacheType, Executor, Floats
 from llamoot.kernels.twins import Twins
+from llamoot.model.block import Block
 from llamoot.model.config import Config, Layer, read_config
-from llamoot.model.forward import Block, Forward
+from llamoot.model.forward import Forward
 from llamoot.model.plan import choose_sizes
-from llamoot.model.rope import alibi_slopes, factors_of, rope_of
+from llamoot.model.rope import alibi_slopes, attention_scale, factors_of, rope_of
 from llamoot.model.scratch import Scratch, needs
 from llamoot.model.weights import Bound, Weights, bind, specs_of
 
@@ -58,7 +59,7 @@ class Runner:
             n_kv_heads=layer.n_kv_heads,
             head_dim=layer.head_dim,
             v_dim=layer.v_dim,
-            scale=c.attn_scale or layer.head_dim**-c.traits.attn_scale_power,
+            scale=attention_scale(c, layer),
             causal=c.causal,
             window=c.window if layer.windowed and not c.traits.window_chunk else 0,
             symmetric_window=not c.causal,
@@ -74,7 +75,7 @@ class Runner:
 
     @property
     def caches(self) -> list[Cache]:
-        return [block.cache for block in self._blocks]
+        return [block.cache for block in self._blocks if block.cache is not None]
 
     @property
     def has_logits(self) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llamoot.kernels.table import Buf, Executor, Rows
-from llamoot.model.config import Config
+from llamoot.model.config import Config, Layer
 from llamoot.model.tensors import Spec
 
 
@@ -29,6 +29,10 @@ def needs(config: Config, specs: list[list[Spec]]) -> list[Need]:
 
 # Buffers that a product fills: matrix -> buffer.
 FILLED = {
+    "attn_q_a": "q_low",
+    "attn_q_b": "q",
+    "attn_kv_a_mqa": "kv_low",
+    "attn_kv_b": "kv_both",
     "attn_qkv": "qkv",
     "attn_q": "q",
     "attn_k": "k",
@@ -56,8 +60,12 @@ def _each(config: Config, specs: list[list[Spec]]) -> Iterator[Need]:
     used = config.experts.used
     for layer in config.layers:
         yield Need("attended", max(layer.n_heads * layer.v_dim, 1))
+        if layer.kind == "latent":
+            yield from _latent(layer)
     for spec in (spec for layer_specs in specs[1:] for spec in layer_specs):
         matrix = spec.name.removesuffix(".weight").split(".", 2)[-1]
+        if matrix == "attn_v_b":
+            yield Need("values", spec.shapes[0][0] * spec.shapes[0][1])
         if matrix in FILLED and spec.kind == "matrix":
             shape = spec.shapes[0] if len(spec.shapes[0]) > 1 else (1, 1)
             per_row = used if matrix.endswith("_exps") else 1
@@ -73,6 +81,14 @@ def _each(config: Config, specs: list[list[Spec]]) -> Iterator[Need]:
         elif t.experts_norm:
             yield Need("early", config.dim)
             yield Need("early_out", config.dim)
+
+
+def _latent(layer: Layer) -> Iterator[Need]:
+    """Queries and keys as they meet in the cache, and the values of all heads after it."""
+    yield Need("q_wide", layer.n_heads * layer.head_dim)
+    yield Need("k", layer.n_kv_heads * layer.head_dim)
+    yield Need("v", layer.n_kv_heads * layer.v_dim)
+    yield Need("head_ids", layer.n_heads)
 
 
 class Scratch:

@@ -59,7 +59,8 @@ def layer_specs(config: Config, i: int, find: Find) -> Iterator[Spec]:
     def here(name: str) -> tuple[int, ...] | None:
         return find(prefix + name)
 
-    parts = (_norms(config), _attention(config, layer, here), _ffn(config, layer, here))
+    mixer = {"attention": _attention, "latent": _latent}[layer.kind]
+    parts = (_norms(config), mixer(config, layer, here), _ffn(config, layer, here))
     for part in parts:
         for spec in part:
             if spec.name not in config.traits.ignored:
@@ -108,6 +109,26 @@ def _attention(config: Config, layer: Layer, find: Find) -> Iterator[Spec]:
     if find("attn_gate.weight"):
         wide = layer.n_heads * layer.v_dim
         yield Spec("attn_gate.weight", ((wide, dim), (layer.n_heads, dim)))
+
+
+def _latent(config: Config, layer: Layer, find: Find) -> Iterator[Spec]:
+    c, h, dim = config, layer.n_heads, config.dim
+    head = c.n_plain + c.n_turned
+    if find("attn_q_a.weight") or c.q_rank:
+        yield Spec("attn_q_a.weight", ((c.q_rank, dim),))
+        yield Spec("attn_q_a_norm.weight", ((c.q_rank,),), "vector")
+        yield Spec("attn_q_b.weight", ((h * head, c.q_rank),))
+    else:
+        yield Spec("attn_q.weight", ((h * head, dim),))
+    yield Spec("attn_kv_a_mqa.weight", ((c.kv_rank + c.n_turned, dim),))
+    yield Spec("attn_kv_a_norm.weight", ((c.kv_rank,),), "vector")
+    rows = (find("attn_output.weight") or (0, h))[-1] // h  # of the values of one head
+    if find("attn_kv_b.weight"):
+        yield Spec("attn_kv_b.weight", ((h * (c.n_plain + rows), c.kv_rank),))
+    else:
+        yield Spec("attn_k_b.weight", ((h, c.kv_rank, c.n_plain),))
+        yield Spec("attn_v_b.weight", ((h, rows, c.kv_rank),))
+    yield from _linear("attn_output", dim, h * rows)
 
 
 def _ffn(config: Config, layer: Layer, find: Find) -> Iterator[Spec]:

@@ -60,6 +60,10 @@ class Traits:
     temperature_floor: int = 0
     temperature_offset: int = 0
     pooling: int = 0  # default of pooling_type
+    latent: bool = False  # latent attention (MLA)
+    sparse: bool = False  # attends to its best keys only: exact where all of them are chosen
+    yarn_tenths: bool = False  # yarn_log_multiplier is stored times 0.1
+    yarn_even: bool = False  # both of YaRN's magnitudes are the same, so they cancel
     # windows
     window: int = 0  # default of attention.sliding_window; -1: no default but used if there
     window_step: int = 0  # every n-th layer is full, where the file has no pattern

@@ -103,7 +103,8 @@ def _bind_one(gguf: GGUF, specs: list[Spec], executor: Executor) -> Bound:
             bound.vectors[name] = _floats(tensor)
             continue
         make = executor.table if spec.kind == "table" else executor.weight
-        shape = tensor.shape if len(tensor.shape) > 1 else (1, *tensor.shape)
+        missing = len(spec.shapes[0]) - len(tensor.shape)
+        shape = (1,) * max(missing, int(len(tensor.shape) < 2)) + tensor.shape
         bound.matrices[name] = make(spec.name, tensor.raw, int(tensor.type), shape)
     return bound
 
