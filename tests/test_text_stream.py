@@ -160,7 +160,7 @@ def merged(deltas: list[Delta]):  # type: ignore[no-untyped-def]
     return "".join(d.text for d in deltas), "".join(d.reasoning for d in deltas), calls
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     scraps=st.lists(st.sampled_from(SCRAPS), max_size=25),
     syntax=st.sampled_from(SYNTAXES),

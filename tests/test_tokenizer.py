@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import time
 import unicodedata
 from functools import cache
@@ -113,10 +114,13 @@ def test_text_comes_back_from_its_ids(shared, name):  # type: ignore[no-untyped-
 def test_random_text_gets_the_ids_llama_cpp_gives(shared, name):  # type: ignore[no-untyped-def]
     peer = pytest.importorskip("llama_cpp")
     path = shared / "vocab" / f"ggml-vocab-{name}.gguf"
+    # Its expressions without \\p know ASCII spaces only; and each has its own version of Unicode.
+    skip = "[\0\xa0\u3000]" if name.startswith("deepseek") else "\0"
     theirs = peer.Llama(str(path), vocab_only=True, verbose=False)
     tokenizer, rng = tokenizer_of(shared, name), random.Random(name)
     for _ in range(PEER_TEXTS):
-        text = random_text(rng).replace("\0", "")
+        text = "".join(c for c in random_text(rng) if unicodedata.category(c) != "Cn")
+        text = re.sub(skip, "", text)
         for special in (True, False):
             want = theirs.tokenize(text.encode(), add_bos=special, special=False)
             assert tokenizer.encode(text, add_special=special) == want, text

@@ -17,6 +17,8 @@ from llamoot.text.syntax import PLAIN, Syntax
 Steps = Generator[None, None, Any]
 Sink = Callable[[str], object]
 ARGUMENTS = ("arguments", "parameters")
+# What may still become a header of harmony: "assistant to=functions.x<|channel|>…".
+HEADER = re.compile(r"\s*(?:assistant|a[sitan]*$)?\s*(?:to=[^<]*|to?$)?(?:<.*)?$", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,7 +413,7 @@ class OutputParser:
             named = re.search(r"to=(?:functions\.)?([^\s<]+)", header)
             sink: Sink = self._text
             if not body:
-                self._text("" if header.startswith(("<|", "assistant")) else header)
+                self._text("" if "<|" in header or header == "assistant" else header)
             elif named:
                 self._call(named.group(1))
                 sink = self._arguments
@@ -425,14 +427,15 @@ class OutputParser:
                 self._buffer = end + self._buffer
 
     def _header(self) -> Generator[None, None, tuple[str, bool]]:
-        """What stands before a body; or plain text, and False."""
-        plain = re.compile(r"(?!\s*(?:<|to=|assistant|t?o?$|a[sitan]*$))\s*\S")
+        """What stands before a body; or nothing, and False, where plain text begins or all ends."""
         while True:
             before, found, after = self._buffer.partition("<|message|>")
+            if not HEADER.match(before):
+                return "", False
             if found:
                 self._buffer = after
                 return before, True
-            if plain.match(self._buffer) or self._closed:
+            if self._closed:
                 return self._take(len(self._buffer)), False
             yield
 
