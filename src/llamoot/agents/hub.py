@@ -88,8 +88,6 @@ def _open(url: str, start: int = 0) -> Any:
     except (OSError, http.client.HTTPException) as error:
         why = getattr(error, "reason", None) or error or type(error).__name__
         raise Transport("hub", f"{url}: {why}", retryable=True) from None
-    except ValueError as error:
-        raise ConfigError("environment", "HF_ENDPOINT", f"{url}: {error}") from None
 
 
 def list_files(repo: str, revision: str = "main") -> list[HubFile]:
@@ -116,6 +114,8 @@ def list_files(repo: str, revision: str = "main") -> list[HubFile]:
 def endpoint() -> str:
     """Where the hub is."""
     text: str = env.get("HF_ENDPOINT")
+    if not text.startswith(("http://", "https://")):
+        raise ConfigError("environment", "HF_ENDPOINT", f"'{text}' is not an http(s) address")
     return text.rstrip("/")
 
 
