@@ -11,18 +11,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from llamoot.kernels.op import inline
 from llamoot.kernels.simd import (
+    as_floats,
     either,
     floats,
+    ints,
     load_bytes,
+    load_floats,
     load_halves,
     load_quads,
     mask_bits,
     mul,
     positive_floats,
     shift,
+    splat,
 )
+from llamoot.kernels.tables import DOUBLED, NONLINEAR, lookup
 
 VECTOR = 64  # bytes of one vector of quants: four columns of 16 rows
 HALF_SCALES, BYTE_SCALES = 32, 16  # bytes of 16 scales
@@ -43,7 +50,7 @@ class Form:
     quants: Reader  # (address, part) -> eight vectors, in the order of columns
     kind: str  # "one": a scale; "min": a scale and a minimum; "two", "two mins": per 16 columns
     wide: bool = False  # quants are signed bytes instead of 0…127
-    bias: int = 0  # what every small quant is too large by: a power of two, or 0
+    bias: int = 0  # what every small quant is too large by
 
     @property
     def block_bytes(self) -> int:
@@ -146,7 +153,111 @@ def six_bits(p: int, part: int) -> Any:
     )
 
 
+@inline
+def five_bits(p: int, part: int) -> Any:
+    """Nibbles, then a vector of high bits: bit i belongs to vector i."""
+    a, b, c, d, e, f, g, h = nibbles(p, part)
+    high = load_quads(p + 4 * part + 4 * VECTOR)
+    return (
+        either(a, mask_bits(shift(high, 4), 16)),
+        either(b, mask_bits(shift(high, 3), 16)),
+        either(c, mask_bits(shift(high, 2), 16)),
+        either(d, mask_bits(shift(high, 1), 16)),
+        either(e, mask_bits(high, 16)),
+        either(f, mask_bits(shift(high, -1), 16)),
+        either(g, mask_bits(shift(high, -2), 16)),
+        either(h, mask_bits(shift(high, -3), 16)),
+    )
+
+
+@inline
+def two_bits(p: int, part: int) -> Any:
+    """Two vectors of pairs of bits."""
+    low = load_quads(p + 4 * part)
+    high = load_quads(p + 4 * part + VECTOR)
+    return (
+        mask_bits(low, 3),
+        mask_bits(shift(low, -2), 3),
+        mask_bits(shift(low, -4), 3),
+        shift(low, -6),
+        mask_bits(high, 3),
+        mask_bits(shift(high, -2), 3),
+        mask_bits(shift(high, -4), 3),
+        shift(high, -6),
+    )
+
+
+@inline
+def three_bits(p: int, part: int) -> Any:
+    """Two vectors of pairs, then a vector of high bits."""
+    a, b, c, d, e, f, g, h = two_bits(p, part)
+    high = load_quads(p + 4 * part + 2 * VECTOR)
+    return (
+        either(a, mask_bits(shift(high, 2), 4)),
+        either(b, mask_bits(shift(high, 1), 4)),
+        either(c, mask_bits(high, 4)),
+        either(d, mask_bits(shift(high, -1), 4)),
+        either(e, mask_bits(shift(high, -2), 4)),
+        either(f, mask_bits(shift(high, -3), 4)),
+        either(g, mask_bits(shift(high, -4), 4)),
+        either(h, mask_bits(shift(high, -5), 4)),
+    )
+
+
+def looked_up(table: int) -> Reader:
+    """Nibbles that are places in one of `lookup`'s tables."""
+
+    @inline
+    def quants(p: int, part: int) -> Any:
+        a, b, c, d, e, f, g, h = nibbles(p, part)
+        low = (lookup(a, table), lookup(b, table), lookup(c, table), lookup(d, table))
+        high = (lookup(e, table), lookup(f, table), lookup(g, table), lookup(h, table))
+        return (*low, *high)
+
+    return quants
+
+
+@inline
+def exponent_scale(p: int, part: int, head: Any) -> Any:
+    """A byte e for 2^(e - 128): half of what MXFP4 means, whose values are doubled here."""
+    return (mul(as_floats(shift(ints(load_bytes(p + part)), 23)), splat(np.float32(0.5))),)
+
+
+@inline
+def byte_scale(p: int, part: int, head: Any) -> Any:
+    """Signed bytes times the scale of the head."""
+    return (mul(floats(load_bytes(p + part)), head[0]),)
+
+
+@inline
+def two_scales_mins(p: int, part: int, head: Any) -> Any:
+    """Unsigned bytes: scales of both halves, then minima of both halves."""
+    q = p + part
+    first = mul(positive_floats(load_bytes(q)), head[0])
+    last = mul(positive_floats(load_bytes(q + BYTE_SCALES)), head[0])
+    low = mul(positive_floats(load_bytes(q + 2 * BYTE_SCALES)), head[1])
+    return (first, last, low, mul(positive_floats(load_bytes(q + 3 * BYTE_SCALES)), head[1]))
+
+
+@inline
+def two_float_scales(p: int, part: int, head: Any) -> Any:
+    """Floats, for the first and the last 16 columns."""
+    q = p + 4 * part
+    return (load_floats(q), load_floats(q + VECTOR))
+
+
 Q4_0 = Form(0, 1, 32, 256, no_head, half_scale, nibbles, "one", bias=8)
+Q4_1 = Form(0, 1, 64, 256, no_head, half_scale_min, nibbles, "min")
+Q5_0 = Form(0, 1, 32, 320, no_head, half_scale, five_bits, "one", bias=16)
+Q5_1 = Form(0, 1, 64, 320, no_head, half_scale_min, five_bits, "min")
 Q8_0 = Form(0, 1, 32, 512, no_head, half_scale, whole_bytes, "one", wide=True)
+Q2_K = Form(64, 8, 64, 128, two_halves_head, two_scales_mins, two_bits, "two mins")
+Q3_K = Form(32, 8, 32, 192, half_head, two_byte_scales, three_bits, "two", bias=4)
 Q4_K = Form(64, 8, 32, 256, two_halves_head, byte_scale_min, nibbles, "min")
+Q5_K = Form(64, 8, 32, 320, two_halves_head, byte_scale_min, five_bits, "min")
 Q6_K = Form(32, 8, 32, 384, half_head, two_byte_scales, six_bits, "two", bias=32)
+IQ4_NL = Form(0, 1, 32, 256, no_head, half_scale, looked_up(NONLINEAR), "one", wide=True)
+IQ4_XS = Form(32, 8, 16, 256, half_head, byte_scale, looked_up(NONLINEAR), "one", wide=True)
+MXFP4 = Form(0, 1, 16, 256, no_head, exponent_scale, looked_up(DOUBLED), "one", bias=12)
+# Where types without a form of their own are brought: signed bytes with float scales.
+BYTES8 = Form(0, 1, 128, 512, no_head, two_float_scales, whole_bytes, "two", wide=True)

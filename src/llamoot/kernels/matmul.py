@@ -23,8 +23,8 @@ from llamoot.kernels.dot import (
     read_addresses,
     same_tile,
     scaled_tile,
-    zero_tile,
     store_tile,
+    zero_tile,
 )
 from llamoot.kernels.forms import Form
 from llamoot.kernels.op import Op, inline, inner, op

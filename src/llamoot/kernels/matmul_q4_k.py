@@ -1,17 +1,15 @@
-"""Q4_K: packing and products."""
+"""Q4_K: packing, products and look-up."""
 
 from llamoot.kernels.embed import embed_op
 from llamoot.kernels.forms import Q4_K
 from llamoot.kernels.matmul import int8_op
 from llamoot.kernels.op import inline
 from llamoot.kernels.packing import (
-    join_nibbles,
+    move_nibble_pairs,
     move_scales,
     move_short,
     negate_short,
     pack_op,
-    store_word,
-    word,
 )
 
 BLOCK = Q4_K.block_bytes
@@ -19,17 +17,11 @@ BLOCK = Q4_K.block_bytes
 
 @inline
 def _move(source: int, out: int, lane: int) -> None:
+    """Two super-scales, 12 bytes of scales, 128 of nibbles."""
     move_short(source, out + 2 * lane)
     negate_short(source + 2, out + 32 + 2 * lane)
     move_scales(source + 4, out + 64 + lane, BLOCK)
-    out += 64 + 32 + 4 * lane
-    for pair in range(4):
-        for i in range(4):
-            at = source + 16 + 32 * pair + 4 * i
-            first, last = word(at), word(at + 16)
-            to = out + 2 * pair * BLOCK + 64 * i
-            store_word(to, join_nibbles(first, last, 0))
-            store_word(to + BLOCK, join_nibbles(first, last, 4))
+    move_nibble_pairs(source + 16, out + 64 + 32 + 4 * lane, BLOCK)
 
 
 matmul = int8_op(__name__, Q4_K)

@@ -164,3 +164,42 @@ def float_pack_op(module: str, load: Any, size: int) -> Op:
 
     pack.__module__ = module
     return op(pack)
+
+
+@inline
+def store_byte(address: int, value: int) -> None:
+    """The lowest byte of a number."""
+    store(address, to_byte(value))
+
+
+@inline
+def join_bits(source: int, moved: int) -> int:
+    """The bit `moved` of each byte of eight words: that of word i to bit i."""
+    joined = 0
+    for i in range(8):
+        joined |= ((word(source + 4 * i) >> moved) & 0x01010101) << i
+    return joined
+
+
+@inline
+def spread_bits(bits: int) -> int:
+    """32 bits of 32 columns: bit 4 i + k to bit i of byte k."""
+    spread = 0
+    for k in range(4):
+        x = (bits >> k) & 0x11111111
+        x = (x | x >> 3) & 0x03030303
+        x = (x | x >> 6) & 0x000F000F
+        spread |= ((x | x >> 12) & 0xFF) << (8 * k)
+    return spread
+
+
+@inline
+def move_nibble_pairs(source: int, out: int, step: int) -> None:
+    """128 bytes, 32 for two blocks: low nibbles are the first one's, high the second's."""
+    for pair in range(4):
+        for i in range(4):
+            at = source + 32 * pair + 4 * i
+            first, last = word(at), word(at + 16)
+            to = out + 2 * pair * step + VECTOR * i
+            store_word(to, join_nibbles(first, last, 0))
+            store_word(to + step, join_nibbles(first, last, 4))

@@ -178,20 +178,6 @@ def zero_floats(typing: Any) -> Typed:
     return FLOATS(), emit
 
 
-@instruction
-def table16(typing: Any, address: Any) -> Typed:
-    """Sixteen bytes at `address`, repeated over a vector: a table for `lookup`."""
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        small = _read(builder, args[0], ir.VectorType(_I8, 16))
-        places = [i % 16 for i in range(QUADS.n)]
-        undefined = ir.Constant(small.type, ir.Undefined)
-        mask = ir.Constant(ir.VectorType(_I32, QUADS.n), places)
-        return builder.shuffle_vector(small, undefined, mask)
-
-    return QUADS(types.int64), emit
-
-
 # --- arithmetic, lane by lane ------------------------------------------------------------------
 
 
