@@ -234,6 +234,13 @@ def test_any_bytes_from_a_server_end_in_an_answer_or_a_typed_error() -> None:
     with_server(play, scene)
 
 
+@pytest.mark.parametrize("coding", ["gzip", "br", "zstd"])
+def test_a_compression_that_cannot_be_read_is_a_typed_error(coding: str) -> None:
+    heard = ask(Act(body=b"\x1f\x8bnonsense", headers={"content-encoding": coding}))
+    assert isinstance(heard.error, Transport if coding != "gzip" else Stream)
+    assert len(heard.server.requests) == 1 and not heard.tokens
+
+
 def test_headers_without_end_are_cut_off() -> None:
     heard = ask(Act(raw=b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 200_000, end="hang"), retries=0)
     assert isinstance(heard.error, Transport)

@@ -145,19 +145,19 @@ class Client:
         parts = urlsplit(there)
         return parts.path + (f"?{parts.query}" if parts.query else "")
 
-    def failed(self, error: Exception, partial: str = "") -> AgentError:
-        """A failure below HTTP as the error of the contract."""
+    def failed(self, error: Exception, partial: str = "", *, answered: bool = False) -> AgentError:
+        """A failure below HTTP as the error of the contract; `answered`: after the head."""
         where = self.endpoint.shown()
         if isinstance(error, Expired):
             found = Timeout(self.who, error.timer, error.seconds, partial=partial)
             found.retryable = error.timer == "connect"
             return found
         shown = redact(str(error) or type(error).__name__, self.secrets)
+        kind = Stream if answered else Transport
         if isinstance(error, Cut):
-            kind = Stream if partial else Transport
             return kind(self.who, f"{where}: {shown}", partial=partial, retryable=not partial)
         if isinstance(error, Refused):
-            return Transport(self.who, shown, partial=partial)
+            return kind(self.who, shown, partial=partial)
         lasting = isinstance(error, ValueError) or "certificate" in shown.lower()
         return Transport(
             self.who, f"cannot reach {where}: {shown}", partial=partial, retryable=not lasting
@@ -228,7 +228,7 @@ class Client:
             finished = True
             return loads(found)
         except (OSError, Refused) as error:
-            raise self.failed(error) from None
+            raise self.failed(error, answered=True) from None
         except ValueError:
             problem = redact(problem_in(found).message, self.secrets, 200)
             raise Stream(

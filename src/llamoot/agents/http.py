@@ -14,7 +14,7 @@ from llamoot.agents.endpoint import Endpoint, Secret
 from llamoot.agents.request import Replay, chat_body
 from llamoot.agents.transport import Connection, Refused
 from llamoot.agents.types import ChatRequest, ChatToken
-from llamoot.errors import AgentError, Stream
+from llamoot.errors import AgentError
 
 _DOWNGRADES = 8  # parameters that one call may lose before it gives up
 _TAIL_S = 2.0  # seconds that usage and [DONE] may take to follow the finish reason
@@ -118,16 +118,7 @@ class OpenAIAgent:
         except (OSError, Refused) as error:
             if answer.finish:
                 return b""
-            failure = self.client.failed(error, answer.partial)
-            if not isinstance(error, Refused) and not answer.partial:
-                failure = self._broken(error, failure)
-            raise failure from None
-
-    def _broken(self, error: Exception, failure: AgentError) -> AgentError:
-        """Cut after the status line: the endpoint was reached, its answer broke off."""
-        if failure.code != Stream.code and isinstance(error, ConnectionError):
-            return Stream(self.id, failure.message, retryable=True)
-        return failure
+            raise self.client.failed(error, answer.partial, answered=True) from None
 
     async def _open(self, request: ChatRequest, total_at: float) -> Connection:
         """The response to `request`, of status 2xx, after as many downgrades as it takes."""

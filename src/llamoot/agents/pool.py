@@ -164,7 +164,8 @@ class Pool:
 
     async def _tunnel(self, route: Route, connection: Connection) -> None:
         """Ask the proxy for a tunnel, then speak TLS to the server through it."""
-        host = f"{route.origin.host}:{route.origin.port}"
+        name = route.origin.host
+        host = f"[{name}]:{route.origin.port}" if ":" in name else f"{name}:{route.origin.port}"
         auth = route.proxy_auth.reveal()
         line = f"Proxy-Authorization: {auth}\r\n" if auth else ""
         try:
