@@ -98,13 +98,15 @@ def _verb(args: list[str]) -> int:
     try:
         code = command.main(rest, prog_name=f"llamoot {verb}", standalone_mode=False)
     except typer.Exit as end:
-        return end.exit_code
+        code = end.exit_code
     except _UsageError as error:
         text: str = getattr(error, "format_message", error.__str__)()
         message, _, options = text.rstrip(".").replace("\n", " ").partition(" (Possible options: ")
         hint = f"; did you mean {options.split(',')[0].rstrip(')')}?" if options else ""
         hint = hint or f"; `llamoot {verb} --help` lists what it takes"
         return _say(message[:1].lower() + message[1:] + hint, 2)
+    if code == 130:  # what typer makes of Ctrl-C
+        raise KeyboardInterrupt
     return code if isinstance(code, int) else 0
 
 
