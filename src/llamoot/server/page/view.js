@@ -77,18 +77,23 @@ function likeness(a, b) {
   return both / (x.size + y.size - both);
 }
 
-function matrix(number, round) {
+const counted = new Set(["number", "choice", "boolean", "span"]);
+const last = (text) => words(text.trim().split("\n").at(-1)).at(-1) || "";
+
+function matrix(number, round, kind) {
+  const exact = counted.has(kind);
+  const alike = exact ? (a, b) => Number(last(a) === last(b)) : likeness;
   const seats = [...round.lanes].filter(([, l]) => !l.failed && l.text);
   if (seats.length < 2) return null;
   const head = el("tr", {}, el("td"), ...seats.map(([n]) => el("th", { scope: "col" }, n)));
   const rows = seats.map(([n, a]) => el("tr", {}, el("th", { scope: "row" }, n),
     ...seats.map(([, b]) => {
-      const v = likeness(a.text, b.text);
+      const v = alike(a.text, b.text);
       const cell = el("td", { class: "heat" }, v.toFixed(2));
       cell.style.setProperty("--v", (v * 0.55).toFixed(3));
       return cell;
     })));
-  return el("table", {}, el("caption", {}, `round ${number}: shared words`), head, ...rows);
+  return el("table", {}, el("caption", {}, `round ${number}: ${exact ? "same answer" : "shared words"}`), head, ...rows);
 }
 
 function difference(from, to) {
@@ -185,7 +190,7 @@ function dissent(s) {
 export function render(s) {
   const models = Object.fromEntries((s.started?.members || []).map((m) => [m.label, m.id || m.model]));
   const question = s.started?.messages?.at(-1)?.content || "";
-  const tables = [...s.rounds].map(([n, r]) => matrix(n, r)).filter(Boolean);
+  const tables = [...s.rounds].map(([n, r]) => matrix(n, r, s.started?.kind)).filter(Boolean);
   const rounds = [...s.rounds].map(([n, r]) => el("section", { "aria-label": `Round ${n}` },
     el("h2", {}, `Round ${n} · ${stages[r.stage] || r.stage}`),
     el("div", { class: "lanes" }, ...[...r.lanes].map(([seat, l]) => laneCard(seat, l, models[seat] || "")))));
