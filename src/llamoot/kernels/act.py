@@ -4,8 +4,8 @@ from typing import Any
 
 from llamoot.kernels.op import inline, op
 from llamoot.kernels.pieces import cut
-from llamoot.kernels.simd import LANES, add, fma, greater, mul, splat, zero_floats
-from llamoot.kernels.vector import constant, erf, get, less, put, sigmoid, softplus, tanh
+from llamoot.kernels.simd import LANES, add, fma, mul, splat, zero_floats
+from llamoot.kernels.vector import constant, erf, get, less, more, put, sigmoid, softplus, tanh
 
 SILU, GELU, GELU_QUICK, GELU_ERF, RELU, RELU2, SIGMOID, SOFTPLUS, TANH = range(9)
 
@@ -27,7 +27,7 @@ def _activate(kind: int, x: Any) -> Any:
         return softplus(x)
     if kind == TANH:
         return tanh(x)
-    y = greater(x, zero_floats())
+    y = more(zero_floats(), x)
     return mul(y, y) if kind == RELU2 else y
 
 
@@ -78,8 +78,8 @@ def glu(
                 g = get(gate + row * gate_stride + 4 * c, end - c)
                 u = get(up + row * up_stride + 4 * c, end - c)
                 if limit > 0:
-                    g = less(g, splat(limit))
-                    u = less(greater(u, splat(-limit)), splat(limit))
+                    g = less(splat(limit), g)
+                    u = less(splat(limit), more(splat(-limit), u))
                 put(out + row * out_stride + 4 * c, mul(_activate(kind, g), u), end - c)
         first, stop, start, end = cut(work, rows, width)
 
@@ -108,8 +108,8 @@ def glu_alpha(
                 g = get(gate + row * gate_stride + 4 * c, end - c)
                 u = get(up + row * up_stride + 4 * c, end - c)
                 if limit > 0:
-                    g = less(g, splat(limit))
-                    u = less(greater(u, splat(-limit)), splat(limit))
+                    g = less(splat(limit), g)
+                    u = less(splat(limit), more(splat(-limit), u))
                 gated = mul(g, sigmoid(mul(g, splat(alpha))))
                 put(out + row * out_stride + 4 * c, fma(gated, u, gated), end - c)
         first, stop, start, end = cut(work, rows, width)

@@ -9,16 +9,25 @@ from typing import NamedTuple
 
 from numba import float32
 
-from llamoot.kernels.attention_plan import PIECE
+from llamoot.kernels.attention_plan import (
+    FACTOR,
+    FROM,
+    GREATEST,
+    LINE,
+    PIECE,
+    PLACE,
+    SLOPE,
+    TOTALS,
+    UNTIL,
+)
 from llamoot.kernels.dot import add_outer_tile, same_tile
 from llamoot.kernels.op import inner
 from llamoot.kernels.simd import (
     LANES,
+    absolute,
     add,
     floats,
     fma,
-    greater,
-    largest,
     load_bytes,
     load_float,
     load_floats,
@@ -31,7 +40,17 @@ from llamoot.kernels.simd import (
     sub,
     zero_floats,
 )
-from llamoot.kernels.vector import divide, exp, first_lane, lanes, sum_floats, tanh, where_below
+from llamoot.kernels.vector import (
+    divide,
+    exp,
+    first_lane,
+    lanes,
+    more,
+    sum_floats,
+    tanh,
+    top_float,
+    where_below,
+)
 
 F32, F16, Q8_0 = range(3)
 GROUP = 32
@@ -46,10 +65,11 @@ class Tile(NamedTuple):
     query_stride: int
     keys: int
     values: int
-    sums: int
+    sums: int  # of the part at hand, before they are divided by the total
+    all_sums: int  # of the parts before
     sum_stride: int
     scores: int
-    state: int  # see below
+    state: int
     head_dim: int
     v_dim: int
     type: int
@@ -57,9 +77,11 @@ class Tile(NamedTuple):
     alibi: int
 
 
-# Lines of the state: floats in 4 bytes, positions in 8.
-GREATEST, TOTAL, FACTOR, SLOPE = 0, 128, 256, 384
-FROM, UNTIL, PLACE = 512, 768, 1024
+class Part(NamedTuple):
+    """What a part of the keys says of one query, apart from its sums."""
+
+    top: float
+    total: float
 
 
 @inner
@@ -109,12 +131,13 @@ def _load_scaled_values(to: int, block: int, heads: int, head: int, dims: int) -
         for lane in range(0, PIECE, LANES):
             by = floats(load_halves(scales + 2 * (PIECE * group + lane)))
             store(own + 4 * lane, by)
+        row, out = start + group * GROUP, to + 4 * PIECE * group
         for pos in range(PIECE):
             by = splat(load_float(own + 4 * pos))
-            out = to + 4 * PIECE * (groups * pos + group)
-            row = start + pos * dims + group * GROUP
             for i in range(0, GROUP, LANES):
                 store(out + 4 * i, mul(floats(load_bytes(row + i)), by))
+            row += dims
+            out += 4 * PIECE * groups
 
 
 @inner
@@ -142,48 +165,63 @@ def scores_of(tile: Tile) -> None:
 
 
 @inner
-def _mask(tile: Tile, query: int, base: int) -> float:
-    """Apply cap, slope and range to one query's scores; returns the greatest."""
+def _mask(tile: Tile, query: int, base: int) -> None:
+    """Apply cap, slope and range to one query's scores."""
     row, here = tile.scores + 4 * PIECE * query, tile.state
     start = splat(float32(load_long(here + FROM + 8 * query) - base))
     end = splat(float32(load_long(here + UNTIL + 8 * query) - base))
     slope = splat(load_float(here + SLOPE + 4 * query))
     away = splat(float32(base - load_long(here + PLACE + 8 * query)))
-    cap, never, top = splat(tile.softcap), splat(float32(NEVER)), splat(float32(NEVER))
+    cap, never = splat(tile.softcap), splat(float32(NEVER))
     for lane in range(0, PIECE, LANES):
         v, at = load_floats(row + 4 * lane), add(lanes(), splat(float32(lane)))
         if tile.softcap > 0:
             v = mul(cap, tanh(divide(v, cap)))
         if tile.alibi != 0:
-            far = add(at, away)
-            far = greater(far, sub(zero_floats(), far))
-            v = sub(v, mul(slope, far))
+            v = sub(v, mul(slope, absolute(add(at, away))))
         v = where_below(at, end, where_below(at, start, never, v), never)
-        top = greater(top, v)
         store(row + 4 * lane, v)
-    result: float = largest(top)
-    return result
+
+
+@inner
+def _fade(before: float, top: float) -> float:
+    """What sums against the greatest score `before` are worth against `top`."""
+    value: float = float32(1.0)
+    if top != before:
+        value = first_lane(exp(splat(float32(before - top))))
+    return value
 
 
 @inner
 def soften(tile: Tile, base: int) -> None:
     """Scores to weights, against the greatest score so far; factors for the sums so far."""
-    state = tile.state
+    plain = tile.softcap == 0 and tile.alibi == 0
     for query in range(tile.n):
-        row, mine = tile.scores + 4 * PIECE * query, state + 4 * query
+        row, mine = tile.scores + 4 * PIECE * query, tile.state + 4 * query
+        start = load_long(tile.state + FROM + 8 * query) - base
+        end = load_long(tile.state + UNTIL + 8 * query) - base
+        if end <= 0 or start >= PIECE:
+            store(mine + FACTOR, float32(1.0))
+            for lane in range(0, PIECE, LANES):
+                store(row + 4 * lane, zero_floats())
+            continue
+        if start > 0 or end < PIECE or not plain:
+            _mask(tile, query, base)
+        highest = load_floats(row)
+        for lane in range(LANES, PIECE, LANES):
+            highest = more(highest, load_floats(row + 4 * lane))
         before = load_float(mine + GREATEST)
-        top = max(before, _mask(tile, query, base))
-        store(mine + GREATEST, float32(top))
-        shift, total = splat(float32(top)), zero_floats()
+        top = float32(max(before, top_float(highest)))
+        factor, shift = _fade(before, top), splat(top)
+        store(mine + GREATEST, top)
+        store(mine + FACTOR, float32(factor))
+        totals = tile.state + TOTALS + LINE * query
+        total = mul(load_floats(totals), splat(float32(factor)))
         for lane in range(0, PIECE, LANES):
-            v = load_floats(row + 4 * lane)
-            weight = exp(sub(v, shift))
-            weight = where_below(splat(float32(0.5 * NEVER)), v, weight, zero_floats())
+            weight = exp(sub(load_floats(row + 4 * lane), shift))
             total = add(total, weight)
             store(row + 4 * lane, weight)
-        factor = first_lane(exp(splat(float32(before - top))))
-        store(mine + FACTOR, float32(factor))
-        store(mine + TOTAL, float32(load_float(mine + TOTAL) * factor + sum_floats(total)))
+        store(totals, total)
 
 
 @inner
@@ -237,15 +275,39 @@ def one_block(tile: Tile, k: int, v: int, heads: int, head: int, base: int, live
 
 
 @inner
+def clear(tile: Tile) -> None:
+    """Begin a part: no sums yet."""
+    for query in range(tile.n):
+        store(tile.state + GREATEST + 4 * query, float32(NEVER))
+        store(tile.state + TOTALS + LINE * query, zero_floats())
+        for c in range(0, tile.sum_stride, 4 * LANES):
+            store(tile.sums + query * tile.sum_stride + c, zero_floats())
+
+
+@inner
+def join(top_place: int, total_place: int, sums: int, part: int, dims: int, own: Part) -> None:
+    """Add a part of the keys to what is known of a query: greatest score, total and sums."""
+    if own.top <= 0.5 * NEVER:
+        return
+    before = load_float(top_place)
+    top = float32(max(before, own.top))
+    old, new = _fade(before, top), _fade(own.top, top)
+    store(top_place, top)
+    store(total_place, float32(load_float(total_place) * old + own.total * new))
+    for c in range(0, dims, LANES):
+        v = mul(load_floats(sums + 4 * c), splat(float32(old)))
+        store(sums + 4 * c, fma(load_floats(part + 4 * c), splat(float32(new)), v))
+
+
+@inner
+def part_of(tile: Tile, query: int) -> Part:
+    """Greatest score and total of a query in the part at hand."""
+    total = sum_floats(load_floats(tile.state + TOTALS + LINE * query))
+    return Part(load_float(tile.state + GREATEST + 4 * query), total)
+
+
+@inner
 def scale_query(out: int, q: int, dims: int, by: float) -> None:
     """One query times the scale of its scores."""
     for c in range(0, dims, LANES):
         store(out + 4 * c, mul(load_floats(q + 4 * c), splat(by)))
-
-
-@inner
-def add_scaled(out: int, x: int, dims: int, by: float) -> None:
-    """out += x * by"""
-    for c in range(0, dims, LANES):
-        v = fma(load_floats(x + 4 * c), splat(by), load_floats(out + 4 * c))
-        store(out + 4 * c, v)

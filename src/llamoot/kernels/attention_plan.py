@@ -1,21 +1,26 @@
 """How attention is cut into pieces, and what working memory that takes; no numba here.
 
 Queries: the heads that share one key/value head, of all rows of one sequence, form a list of
-(row, head) pairs; a *tile* is at most 32 neighbours of that list. Keys: a tile walks all blocks it
-may see. Where a sequence has few rows (decoding), its keys are cut into parts of whole blocks,
-each done apart and merged afterwards, so that several threads share one long context. The cut
-depends on the length of the sequence alone: neither threads nor neighbours change a result.
+(row, head) pairs; a *tile* is at most 32 neighbours of that list. Keys: they are cut into *parts*
+of 8 blocks; each part has its own softmax, and parts are joined in order. Where a sequence has few
+rows (decoding), parts are done apart, by any thread, and joined afterwards; otherwise one thread
+walks them all. The arithmetic is the same, so neither threads, nor neighbours, nor the way a
+prompt was cut into steps change a bit of the result.
 """
 
 from dataclasses import dataclass
 
 TILE = 32  # queries of one tile
-SPLIT_ROWS = 4  # rows of a sequence up to which its keys are cut into parts
-PART_BLOCKS = 8  # blocks of a part, at least
-MAX_PARTS = 32
+SPLIT_ROWS = 4  # rows of a sequence up to which its parts are done apart
+PART_BLOCKS = 8  # blocks of a part
 PIECE = 32  # positions of a block, and floats that a row of values is filled up to
 LINE = 64
-STATE_BYTES = TILE * (4 * 4 + 3 * 8)  # what is kept of each query, see attention_block
+
+# What is kept of each query of a tile, in one line for each thing (see attention_block).
+GREATEST, FACTOR, SLOPE, ALL_GREATEST, ALL_TOTAL = (4 * TILE * i for i in range(5))  # float32
+FROM, UNTIL, PLACE = (4 * TILE * 5 + 8 * TILE * i for i in range(3))  # int64
+TOTALS = 4 * TILE * 5 + 8 * TILE * 3  # a vector of partial sums
+STATE_BYTES = TOTALS + LINE * TILE
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Plan:
     keys: int
     values: int
     sums: int
+    all_sums: int
     scores: int
     state: int
     n_bytes: int
@@ -36,19 +42,24 @@ class Plan:
 def plan(head_dim: int, v_dim: int) -> Plan:
     """Working memory for heads of these dimensions."""
     query_stride, sum_stride = 4 * _filled(head_dim), 4 * _filled(v_dim)
-    queries = 0
-    keys = queries + TILE * query_stride
+    keys = TILE * query_stride
     values = keys + PIECE * 4 * head_dim
     sums = values + PIECE * sum_stride
-    scores = sums + TILE * sum_stride
+    all_sums = sums + TILE * sum_stride
+    scores = all_sums + TILE * sum_stride
     state = scores + TILE * PIECE * 4
     n_bytes = -(-(state + STATE_BYTES) // LINE) * LINE
-    return Plan(queries, keys, values, sums, scores, state, n_bytes, query_stride, sum_stride)
+    return Plan(0, keys, values, sums, all_sums, scores, state, n_bytes, query_stride, sum_stride)
 
 
-def partial_floats(max_seqs: int, n_heads: int, v_dim: int) -> int:
-    """Floats that the parts of all sequences leave for the merge: sums, maximum, total."""
-    return max_seqs * SPLIT_ROWS * n_heads * MAX_PARTS * (_filled(v_dim) + 2)
+def most_parts(max_blocks: int) -> int:
+    """Parts of the longest sequence."""
+    return -(-max_blocks // PART_BLOCKS)
+
+
+def partial_floats(max_seqs: int, max_blocks: int, n_heads: int, v_dim: int) -> int:
+    """Floats that parts done apart leave behind: greatest score, total and sums of each."""
+    return max_seqs * SPLIT_ROWS * n_heads * most_parts(max_blocks) * (_filled(v_dim) + 2)
 
 
 def _filled(dims: int) -> int:

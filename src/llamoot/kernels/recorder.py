@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from llamoot.kernels.attention_plan import partial_floats, plan
+from llamoot.kernels.attention_plan import most_parts, partial_floats, plan
 from llamoot.kernels.cache import TYPES, LayerCache
 from llamoot.kernels.products import emit_embed, emit_embed_pos, emit_experts, emit_matmul
 from llamoot.kernels.step import BLOCK
@@ -165,7 +165,7 @@ class Recorder:
         assert isinstance(cache, LayerCache)
         cut, step = plan(how.head_dim, how.v_dim), self._step
         memory = self._common("memory", self._tape.pool.threads * cut.n_bytes // 4)
-        floats = partial_floats(step.max_seqs, how.n_heads, how.v_dim)
+        floats = partial_floats(step.max_seqs, step.max_blocks, how.n_heads, how.v_dim)
         partial, sinks = self._common("partial", floats), _floats(how.sinks)
         both: dict[str, Any] = {
             "heads": how.n_heads,
@@ -177,6 +177,7 @@ class Recorder:
             "memory_bytes": cut.n_bytes,
             "sum_stride": cut.sum_stride,
             "partial": partial,
+            "parts": most_parts(step.max_blocks),
         }
         back, ahead = _sight(how)
         reads = [q, cache.k, cache.v]
@@ -207,6 +208,7 @@ class Recorder:
             keys_at=cut.keys,
             values_at=cut.values,
             sums_at=cut.sums,
+            all_sums_at=cut.all_sums,
             scores_at=cut.scores,
             state_at=cut.state,
             **both,
@@ -250,6 +252,38 @@ class Recorder:
         """out (T*k, dim)[t*k + j] = x[t] * weights[t, j]"""
         values = {"weights": weights, "width": x.data.shape[1], "top_k": out.per_row // x.per_row}
         self._rows("rows.spread", out, [x, weights], x=x, **values)
+
+    def conv(self, out: Buf, x: Buf, weight: Floats, bias: Floats | None, state: Floats) -> None:
+        """Causal convolution along each sequence"""
+        taps, width = weight.shape
+        values = {"weight": _floats(weight), "bias": _floats(bias), "taps": taps, "width": width}
+        self._recurrent("conv", out, state, [x], x=x, **values)
+
+    def scan(self, out: Buf, x: Buf, dt: Buf, b: Buf, c: Buf, a: Floats, state: Floats) -> None:
+        """Selective state space, token by token"""
+        heads, size, n = state.shape[1:]
+        shape = {"heads": heads, "size": size, "n": n, "groups": b.data.shape[1] // n}
+        reads = [x, dt, b, c]
+        self._recurrent("scan", out, state, reads, x=x, dt=dt, b=b, c=c, a=_floats(a), **shape)
+
+    def delta(
+        self, out: Buf, q: Buf, k: Buf, v: Buf, decay: Buf, beta: Buf, state: Floats, tiled: bool
+    ) -> None:
+        """Gated delta rule, token by token"""
+        heads, size, n = state.shape[1:]
+        values: dict[str, Any] = {"heads": heads, "size": size, "n": n, "tiled": int(tiled)}
+        values |= {"groups": q.data.shape[1] // n, "by": n**-0.5}
+        values["own_decay"] = int(decay.data.shape[1] != heads)
+        buffers = {"q": q, "k": k, "v": v, "decay": decay, "beta": beta}
+        self._recurrent("delta", out, state, list(buffers.values()), **buffers, **values)
+
+    def _recurrent(
+        self, kernel: str, out: Buf, state: Floats, reads: list[Buf], **values: Any
+    ) -> None:
+        step = self._step
+        values |= {"pos": step.pos, "slot": step.slot, "first": step.first, "state": state}
+        kernel = f"recurrent.{kernel}"
+        self._tape.add(kernel, "seqs", [*reads, state], [out, state], out=out, **values)
 
     def _rows(self, kernel: str, out: Buf, reads: list[Buf], **values: Any) -> None:
         """An operation on the rows of `out`."""

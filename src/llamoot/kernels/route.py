@@ -11,7 +11,6 @@ from llamoot.kernels.pieces import row_pieces
 from llamoot.kernels.simd import (
     LANES,
     add,
-    greater,
     load_float,
     load_floats,
     splat,
@@ -20,7 +19,7 @@ from llamoot.kernels.simd import (
     sub,
     zero_floats,
 )
-from llamoot.kernels.vector import divide, exp, get, put, root, sigmoid, softplus, sum_floats
+from llamoot.kernels.vector import divide, exp, get, more, put, root, sigmoid, softplus, sum_floats
 
 SOFTMAX, SIGMOID, SOFTMAX_AFTER, SQRT_SOFTPLUS = range(4)
 ROOM = 4160  # bytes: 1024 experts and a vector
@@ -33,7 +32,7 @@ def softmax(out: int, x: int, n: int) -> None:
     """out = softmax(x), in place allowed"""
     top, total = splat(load_float(x)), zero_floats()
     for i in range(n):
-        top = greater(top, splat(load_float(x + 4 * i)))
+        top = more(top, splat(load_float(x + 4 * i)))
     for c in range(0, n, LANES):
         put(out + 4 * c, exp(sub(get(x + 4 * c, n - c), top)), n - c)
     for c in range(0, n, LANES):

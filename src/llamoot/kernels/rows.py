@@ -5,8 +5,8 @@ Every buffer is an address and a stride in bytes; a stride of 0 repeats one vect
 
 from llamoot.kernels.op import inner, op
 from llamoot.kernels.pieces import cut, row_pieces
-from llamoot.kernels.simd import LANES, fma, greater, load_float, load_int, mul, splat, zero_floats
-from llamoot.kernels.vector import divide, get, less, put, tanh
+from llamoot.kernels.simd import LANES, fma, load_float, load_int, mul, splat, zero_floats
+from llamoot.kernels.vector import divide, get, less, more, put, tanh
 
 
 @op
@@ -134,8 +134,8 @@ def clamp(
     while first < stop:
         for row in range(first, stop):
             for c in range(start, end, LANES):
-                v = greater(get(x + row * x_stride + 4 * c, end - c), splat(-limit))
-                put(out + row * out_stride + 4 * c, less(v, splat(limit)), end - c)
+                v = more(splat(-limit), get(x + row * x_stride + 4 * c, end - c))
+                put(out + row * out_stride + 4 * c, less(splat(limit), v), end - c)
         first, stop, start, end = cut(work, rows, width)
 
 

@@ -11,9 +11,7 @@ from llamoot.kernels.pieces import row_pieces
 from llamoot.kernels.simd import (
     LANES,
     absolute,
-    greater,
     ints,
-    largest,
     load_byte,
     load_float,
     load_int,
@@ -26,7 +24,7 @@ from llamoot.kernels.simd import (
     store,
     zero_floats,
 )
-from llamoot.kernels.vector import get, halves
+from llamoot.kernels.vector import get, halves, more, top_float
 
 F32, F16, Q8_0 = range(3)
 BLOCK, GROUP = 32, 32  # as in `step` and `cache`
@@ -39,8 +37,8 @@ def _quantise(x: int, dims: int, out: int, scales: int) -> None:
     for start in range(0, dims, GROUP):
         left, top = min(GROUP, dims - start), zero_floats()
         for c in range(0, left, LANES):
-            top = greater(top, absolute(get(x + 4 * (start + c), left - c)))
-        d = float32(largest(top) / float32(127.0))
+            top = more(top, absolute(get(x + 4 * (start + c), left - c)))
+        d = float32(top_float(top) / float32(127.0))
         by = splat(float32(1.0) / d if d > 0 else float32(0.0))
         for c in range(0, left, LANES):
             v = get(x + 4 * (start + c), left - c)

@@ -21,7 +21,6 @@ from llamoot.kernels.simd import (
     as_floats,
     call_intrinsic,
     fma,
-    greater,
     ints,
     load_floats,
     mul,
@@ -87,14 +86,19 @@ def divide(typing: Any, a: Any, b: Any) -> tuple[Any, Emit]:
     return FLOATS(FLOATS, FLOATS), emit
 
 
-@instruction
-def less(typing: Any, a: Any, b: Any) -> tuple[Any, Emit]:
-    """The smaller of each pair."""
+def _choose(sign: str) -> Any:
+    @instruction
+    def choose(typing: Any, a: Any, b: Any) -> tuple[Any, Emit]:
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(sign, *args), *args)
 
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return call_intrinsic(builder, f"llvm.minnum.v{LANES}f32", FLOATS.ir, list(args))
+        return FLOATS(FLOATS, FLOATS), emit
 
-    return FLOATS(FLOATS, FLOATS), emit
+    return choose
+
+
+# The smaller, the larger of each pair: one instruction each. Where one is NaN it is the second.
+less, more = _choose("<"), _choose(">")
 
 
 @instruction
@@ -117,18 +121,36 @@ def where_below(typing: Any, a: Any, b: Any, yes: Any, no: Any) -> tuple[Any, Em
     return FLOATS(FLOATS, FLOATS, FLOATS, FLOATS), emit
 
 
+def _folded(builder: Any, v: Any, pair: Any) -> Any:
+    """Lanes to one number: the upper half on the lower half until one is left."""
+    n = LANES
+    while n > 1:
+        n //= 2
+        low = ir.Constant(ir.VectorType(_I32, n), list(range(n)))
+        high = ir.Constant(ir.VectorType(_I32, n), list(range(n, 2 * n)))
+        v = pair(builder.shuffle_vector(v, v, low), builder.shuffle_vector(v, v, high))
+    return builder.extract_element(v, _I32(0))
+
+
 @instruction
 def sum_floats(typing: Any, v: Any) -> tuple[Any, Emit]:
-    """The sum of the lanes, halves added to halves."""
+    """The sum of the lanes."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        v, n = args[0], LANES
-        while n > 1:
-            n //= 2
-            low = ir.Constant(ir.VectorType(_I32, n), list(range(n)))
-            high = ir.Constant(ir.VectorType(_I32, n), list(range(n, 2 * n)))
-            v = builder.fadd(builder.shuffle_vector(v, v, low), builder.shuffle_vector(v, v, high))
-        return builder.extract_element(v, _I32(0))
+        return _folded(builder, args[0], builder.fadd)
+
+    return types.float32(FLOATS), emit
+
+
+@instruction
+def top_float(typing: Any, v: Any) -> tuple[Any, Emit]:
+    """The greatest of the lanes."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def larger(a: Any, b: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+        return _folded(builder, args[0], larger)
 
     return types.float32(FLOATS), emit
 
@@ -215,7 +237,7 @@ def constant(x: Any) -> Any:
 @inline
 def exp(x: Any) -> Any:
     """e ** x with a relative error of 2e-7; 0 below -87, e ** 88 above 88."""
-    y = greater(less(x, constant(88.0)), constant(-87.0))
+    y = more(constant(-87.0), less(constant(88.0), x))
     n = nearest(mul(y, constant(1.4426950408889634)))
     r = fma(n, constant(-0.693145751953125), y)
     r = fma(n, constant(-1.428606820309417e-06), r)
@@ -274,4 +296,4 @@ def softplus(x: Any) -> Any:
     p = fma(p, z, constant(2.0 / 5))
     p = fma(p, z, constant(2.0 / 3))
     p = fma(p, z, constant(2.0))
-    return fma(p, s, greater(x, zero_floats()))
+    return fma(p, s, more(zero_floats(), x))
