@@ -284,3 +284,32 @@ def test_adapters_and_seeds_are_part_of_the_question(make: Make) -> None:
     seeds = [replace(GREEDY, temperature=1.0, seed=s) for s in (1, 1, 2)]
     same, again, other = finish(make(), *(Sequence(prompt(20), p, max_new=20) for p in seeds))
     assert same == again != other
+
+
+@pytest.mark.peer
+def test_greedy_with_penalties_is_llama_cpps(make: Make, shared: pathlib.Path) -> None:
+    """200 tokens of stories260K, token for token."""
+    lib: Any = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    path = str(shared / "models/stories260K.gguf")
+    model = lib.Llama(path, n_ctx=512, verbose=False, seed=0, logits_all=False)
+    p = Params(
+        temperature=0,
+        repeat_penalty=1.3,
+        repeat_last_n=64,
+        frequency_penalty=0.2,
+        presence_penalty=0.1,
+    )
+    ids = model.tokenize(b"Once upon a time")
+    chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+    penalties = lib.llama_sampler_init_penalties(512, 64, 1.3, 0.2, 0.1)
+    lib.llama_sampler_chain_add(chain, penalties)
+    lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_greedy())
+    for token in ids:
+        lib.llama_sampler_accept(chain, token)
+    theirs, todo = list[int](), list(ids)
+    for _ in range(200):
+        model.eval(todo)
+        todo = [lib.llama_sampler_sample(chain, model.ctx, -1)]
+        theirs += todo
+    lib.llama_sampler_free(chain)
+    assert solo(make, ids, p, 200) == theirs

@@ -243,6 +243,11 @@ class Model:
         return {**DEFAULTS, **{name: value for name, value in read.items() if value is not None}}
 
 
+def load(path: str | os.PathLike[str], **settings: Any) -> Model:
+    """Open a model for this program alone; keywords are the fields of `Settings`."""
+    return Model(path, Settings(**settings))
+
+
 class _Slot:
     """A model file that somebody has open, and how many have."""
 

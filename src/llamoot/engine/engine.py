@@ -160,6 +160,10 @@ class Engine:
         if 1 + len(seq.siblings) > self.scheduler.max_seqs:
             n_most = self.scheduler.max_seqs
             raise BadRequest(f"{1 + len(seq.siblings)} samples, at most {n_most} at once", "n")
+        unknown = set(seq.adapters)
+        if unknown:
+            what = "the model was opened without adapters"
+            raise BadRequest(f"no adapter is called {min(unknown)!r}: {what}", "adapters")
         if not seq.pooling and not self.runner.config.causal:
             raise BadRequest("this model makes embeddings and no text; use `embed`", "model")
 
