@@ -3,7 +3,9 @@
 A row holds regular expressions (Oniguruma syntax), applied one after the other, each on the pieces
 the one before left: a match becomes a piece of its own, so does what lies between matches.
 The expressions are those the vocabularies were trained with, as published in their own
-tokenizer files; the names are the values of the key `tokenizer.ggml.pre`.
+tokenizer files; the names are the values of the key `tokenizer.ggml.pre`. llama.cpp rewrites a
+few for its own engine, so that these differ from it on purpose: letter case outside ASCII
+(gpt-4o, tekken, granite-embed-multi-97m), marks (kimi-k2), digits before letters (tiny_aya).
 """
 
 from collections.abc import Callable

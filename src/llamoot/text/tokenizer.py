@@ -87,7 +87,7 @@ class Tokenizer:
 
     def is_control(self, i: int) -> bool:
         """Whether token `i` is not part of the text it stands in."""
-        return bool(self.vocab.types[i] in (CONTROL, UNKNOWN))
+        return self.vocab.type_of[i] in (CONTROL, UNKNOWN)
 
     def piece(self, i: int) -> bytes:
         """The bytes token `i` stands for; control tokens stand for their own name."""
@@ -128,7 +128,7 @@ class Tokenizer:
         """
         out, fresh = [], True
         for i in ids:
-            special = self.vocab.types[i] in (CONTROL, UNKNOWN, USER)
+            special = self.vocab.type_of[i] in (CONTROL, UNKNOWN, USER)
             piece = b"" if skip_special and self.is_control(i) else self.vocab.piece(i)
             if special:
                 fresh = True
