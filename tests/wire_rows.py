@@ -257,6 +257,7 @@ def _tools() -> list[Row]:
             Want(text="", finish="tool_calls", calls=(("c1", "f", "{}"),))),
         Row(58, "two calls, one index", stream(full, second, TOOLS), two),
         Row(59, "finish stop", stream(full, STOP), CALL),
+        Row(59, "finish tool_calls without any", stream(H, LO, TOOLS)),
         Row(60, "cut by length", stream(tool(index=0, id="c1", name="f", **half),
             chunk(finish="length")),
             Want(text="", finish="length", calls=(("c1", "f", '{"a"'),))),

@@ -336,6 +336,8 @@ class Answer:
         missing = self._calls.close()
         if self._calls.count and (self.finish == "stop" or (self.done and not self.finish)):
             self.finish = "tool_calls"
+        elif self.finish == "tool_calls" and not self._calls.count:
+            self.finish = "stop"
         if self.finish and missing:
             out.append(ChatToken(tools=missing))
         if not self.finish:

@@ -173,8 +173,12 @@ class Endpoint:
 def _is_local(url: str) -> bool:
     host = re.split(r"[/?#]", url)[0].rsplit("@", 1)[-1]
     bare = host.removeprefix("[").split("]")[0] if host.startswith("[") else host.split(":")[0]
-    # A name with a port and no scheme is a server on the own network more often than not.
-    return ":" in host.removeprefix("[") or Origin("http", bare, 80).loopback
+    if "." not in bare or bare.endswith((".local", ".lan", ".internal", ".localhost")):
+        return True
+    try:
+        return not ipaddress.ip_address(bare).is_global
+    except ValueError:
+        return False  # a name of the internet: its key must not travel in the open
 
 
 def _base_path(path: str, azure: bool, classic: bool, model: str) -> str:
