@@ -123,7 +123,37 @@ def test_lying_counts_cost_nothing(tmp_path: pathlib.Path, place: int, lie: byte
     assert visit(path) == "refused" and time.perf_counter() - started < 1
 
 
-def test_a_file_of_nothing_but_entries_stays_small(tmp_path: pathlib.Path) -> None:
+def strings(n: int, text: bytes = b"") -> bytes:
+    """An array of `n` strings, its type included."""
+    one = len(text).to_bytes(8, "little") + text
+    return (8).to_bytes(4, "little") + n.to_bytes(8, "little") + one * n
+
+
+def nest(n: int, part: bytes) -> bytes:
+    return (9).to_bytes(4, "little") + n.to_bytes(8, "little") + part * n
+
+
+HOSTILE = {  # values that a fast reader might choke on, and how they must end
+    "empty strings": (strings(300_000), "read"),
+    "zeros in strings": (strings(100_000, b"a" + bytes(8) + b"b"), "read"),
+    "strings of 300 bytes": (strings(20_000, b"x" * 300), "read"),
+    "small arrays": (nest(60_000, strings(2, b"a")), "read"),
+    "arrays of arrays of arrays": (nest(300, nest(300, nest(1, strings(0)))), "refused"),
+}
+
+
+@pytest.mark.parametrize(("value", "end"), HOSTILE.values(), ids=HOSTILE)
+def test_hostile_arrays_cost_little(tmp_path: pathlib.Path, value: bytes, end: str) -> None:
+    path = tmp_path / "hostile.gguf"
+    head = b"GGUF" + (3).to_bytes(4, "little") + bytes(8) + (1).to_bytes(8, "little")
+    key = (1).to_bytes(8, "little") + b"k" + (9).to_bytes(4, "little")
+    path.write_bytes(head + key + value)
+    started = time.process_time()
+    assert visit(path) == end
+    assert time.process_time() - started < 1
+
+
+def test_more_entries_than_any_model_has_are_refused(tmp_path: pathlib.Path) -> None:
     """Counts that the file's size does allow are bounded too."""
     path = tmp_path / "broken.gguf"
     empty = bytes(8) + (0).to_bytes(4, "little") + bytes(1)  # a key of no letters, type uint8

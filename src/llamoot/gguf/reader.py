@@ -54,6 +54,7 @@ class Cursor:
     def __init__(self, path: str, data: memoryview) -> None:
         self.path, self.data, self.at = path, data, 0
         self.count_bytes = 8  # of lengths and counts; 4 in version 1
+        self.nested = 0  # arrays in arrays so far
 
     def fail(self, what: str, message: str) -> ModelFileError:
         return ModelFileError(self.path, f"byte {self.at}, {what}", message)
@@ -240,7 +241,8 @@ def _array(cursor: Cursor, data: Bytes, key: str, depth: int) -> Any:
     if kind is ValueType.ARRAY:
         if depth >= MAX_DEPTH:
             raise cursor.fail(what, f"arrays lie more than {MAX_DEPTH} deep in each other")
-        n = cursor.count(what, 4 + cursor.count_bytes, MAX_ENTRIES)
+        n = cursor.count(what, 4 + cursor.count_bytes, MAX_ENTRIES - cursor.nested)
+        cursor.nested += n
         return [_array(cursor, data, key, depth + 1) for _ in range(n)]
     dtype = np.dtype(NUMPY[kind])
     n = cursor.count(what, dtype.itemsize)

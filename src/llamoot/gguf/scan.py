@@ -6,13 +6,15 @@ at once, and kept as far as each one leads exactly to the next. Where that chain
 string, an empty one, a zero byte) a plain walk takes over for a while.
 """
 
+from array import array
 from struct import Struct
 
 import numpy as np
 
 from llamoot.gguf.metadata import Bytes, Offsets
 
-WINDOW, WALK = 1 << 18, 256
+WINDOW = 1 << 18  # bytes looked at together
+WALK, LONGEST = 256, 1 << 16  # strings walked over one by one
 U32, U64 = Struct("<I"), Struct("<Q")
 Found = tuple[Offsets, Offsets, int]
 
@@ -23,33 +25,37 @@ def scan_strings(data: Bytes, at: int, n: int, width: int) -> Found | None:
     `width` is the size of a length, 8 (or 4 in version 1). None where one passes the end.
     """
     unpack = (U64 if width == 8 else U32).unpack_from
-    view = memoryview(data)  # type: ignore[arg-type]
+    view, size = memoryview(data), data.size  # type: ignore[arg-type]
     starts, lengths = np.empty(n, np.int64), np.empty(n, np.int64)
-    done = 0
+    done, walk = 0, WALK
     while done < n:
-        if width == 8:
+        if width == 8 and n - done > WALK:
             places, sizes = _chain(data, at, n - done)
             stop = done + len(places)
             starts[done:stop], lengths[done:stop] = places, sizes
             if len(places):
                 at = int(places[-1] + sizes[-1])
-            done = stop
-        for i in range(done, min(done + WALK, n)):
-            if at + width > data.size:
+            # Where the chain breaks all the time, ever longer walks keep the work linear.
+            done, walk = stop, WALK if len(places) > walk else min(2 * walk, LONGEST)
+        found = array("q")
+        for _ in range(min(walk, n - done)):
+            if at + width > size:
                 return None
-            size = unpack(view, at)[0]
+            length = unpack(view, at)[0]
             at += width
-            if size > data.size - at:
+            if length > size - at:
                 return None
-            starts[i], lengths[i] = at, size
-            at += size
-        done = min(done + WALK, n)
+            found.extend((at, length))
+            at += length
+        stop = done + len(found) // 2
+        starts[done:stop], lengths[done:stop] = found[0::2], found[1::2]
+        done = stop
     return starts, lengths, at
 
 
 def _chain(data: Bytes, at: int, most: int) -> tuple[Offsets, Offsets]:
     """Starts and lengths of up to `most` strings from `at` that the runs of zeros give away."""
-    window = data[at : at + WINDOW]
+    window = data[at : at + min(WINDOW, 64 * most)]
     zero = window == 0
     two = zero[:-1] & zero[1:]
     four = two[:-2] & two[2:]
