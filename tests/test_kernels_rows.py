@@ -5,11 +5,11 @@ import typing
 
 import numpy as np
 import pytest
-from pairs import assert_same, run_pair
 
 from llamoot.kernels.recorder import Recorder
 from llamoot.kernels.table import Act, Buf, Kernels, Rope, Routing
 from llamoot.kernels.twins import TwinKernels
+from pairs import assert_same, run_pair
 
 pytestmark = pytest.mark.kernel
 
@@ -67,10 +67,11 @@ def test_activations_equal_the_twins(kind: Act) -> None:
 @pytest.mark.parametrize("part", [5, 16, 100])
 def test_norms_equal_the_twins(groups: int, part: int) -> None:
     width = groups * part
-    for n in (part, width):
-        w, b = vector(n), vector(n)
-        check(width, lambda k, out, a, x: k.rmsnorm(out, a, w, 1e-5, groups))
-        check(width, lambda k, out, a, x: k.layernorm(out, a, w, b, 1e-5, groups))
+    for w, b in ((vector(part), vector(part)), (vector(width), vector(width))):
+        check(width, lambda k, out, a, x, w=w: k.rmsnorm(out, a, w, 1e-5, groups))
+        check(width, lambda k, out, a, x, w=w, b=b: k.layernorm(out, a, w, b, 1e-5, groups))
+        check(width, lambda k, out, a, x, w=w: k.layernorm(out, a, w, None, 1e-5, groups))
+        check(width, lambda k, out, a, x, b=b: k.layernorm(out, a, None, b, 1e-5, groups))
     check(width, lambda k, out, a, x: k.rmsnorm(out, a, None, 1e-6, groups))
     check(width, lambda k, out, a, x: k.layernorm(out, a, None, None, 1e-6, groups))
 

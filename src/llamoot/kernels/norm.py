@@ -106,6 +106,7 @@ def layernorm(
                 here = x + row * x_stride + at
                 mean = float32(_sum(here, n) / n)
                 by = 1.0 / math.sqrt(_squares(here, n, mean) / n + eps)
-                own, shift = weight + repeat * at, bias + repeat * at
+                own = weight + repeat * at if weight != 0 else 0
+                shift = bias + repeat * at if bias != 0 else 0
                 _scaled(out + row * out_stride + at, here, n, mean, float32(by), own, shift)
         first, stop = row_pieces(work, rows, width)
