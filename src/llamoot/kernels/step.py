@@ -39,6 +39,7 @@ class Step:
         self.table: Ints = np.zeros((max_seqs, max_blocks), np.int32)  # cache blocks, in order
         self.length: Ints = np.zeros(max_seqs, np.int32)  # positions in the cache after this step
         self.first: Ints = np.zeros(max_seqs + 1, np.int32)  # batch row where a sequence begins
+        self.slot: Ints = np.zeros(max_seqs, np.int32)  # where recurrent layers keep its state
 
     @property
     def n_tokens(self) -> int:

@@ -17,7 +17,9 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 Rows = Literal["tokens", "outputs", "logits"]
 CacheType = Literal["f32", "f16", "q8_0"]
-Act = Literal["silu", "gelu", "gelu_quick", "gelu_erf", "relu", "relu2", "sigmoid", "softplus", "tanh"]
+Act = Literal[
+    "silu", "gelu", "gelu_quick", "gelu_erf", "relu", "relu2", "sigmoid", "softplus", "tanh"
+]
 
 
 @dataclass(eq=False)
@@ -199,6 +201,33 @@ class Kernels(Protocol):
 
     def combine_experts(self, out: Buf, x: Buf, weights: Buf | None) -> None:
         """out (T, dim) = sum over j of weights[t, j] * x[t*k + j]; without weights a plain sum"""
+
+    def conv(self, out: Buf, x: Buf, weight: Floats, bias: Floats | None, state: Floats) -> None:
+        """Causal convolution along each sequence, channel by channel; not in place.
+
+        out[t, c] = bias[c] + sum over j of weight[j, c] * x[t - (K - 1) + j, c]; weight is (K, C).
+        state (slots, K - 1, C) holds the rows before this step, and then this step's last ones.
+        A state is zero for a sequence that begins at position 0; so it is below.
+        """
+
+    def scan(self, out: Buf, x: Buf, dt: Buf, b: Buf, c: Buf, a: Floats, state: Floats) -> None:
+        """Selective state space of H heads of P values: Mamba (P = 1) and Mamba-2; not in place.
+
+        Token by token, for head h: s = s * exp(dt[h] * a[h]) + dt[h] * x[h] outer b[g], then
+        out[h] = s @ c[g]. x and out are (T, H*P), dt (T, H), b and c (T, G*N), g = h // (H / G),
+        a (H, N), state (slots, H, P, N).
+        """
+
+    def delta(
+        self, out: Buf, q: Buf, k: Buf, v: Buf, decay: Buf, beta: Buf, state: Floats, tiled: bool
+    ) -> None:
+        """Gated delta rule; not in place.
+
+        Token by token, for value head h of key head g: s = s * exp(decay[h]), then
+        s = s + beta[h] * (v[h] - s @ k[g]) outer k[g], then out[h] = s @ q[g] / sqrt(D).
+        q and k are (T, G*D), v and out (T, H*V), beta (T, H), decay (T, H) or (T, H*D),
+        state (slots, H, V, D). g = h % G where `tiled`, else h // (H / G).
+        """
 
     def spread(self, out: Buf, x: Buf, weights: Buf) -> None:
         """out (T*k, dim)[t*k + j] = x[t] * weights[t, j]"""

@@ -4,7 +4,7 @@ They are the documentation of the kernels and their oracle: slow, exact, one lin
 shares nothing with the kernel it checks. Matrices are decoded to float32 when they are opened.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -275,6 +275,57 @@ class TwinKernels:
         if weights is not None:
             parts = parts * self._live(weights)[:, :, None]
         result[:] = parts.sum(axis=1)
+
+    def _sequences(self, state: Floats) -> Iterator[tuple[slice, Floats]]:
+        """Rows of each sequence and its state, as a view; zeroed where the sequence begins."""
+        step = self.step
+        for seq in range(step.n_seqs):
+            first, stop = int(step.first[seq]), int(step.first[seq + 1])
+            own = state[step.slot[seq]]
+            if step.pos[first] == 0:
+                own[:] = 0
+            yield slice(first, stop), own
+
+    def conv(self, out: Buf, x: Buf, weight: Floats, bias: Floats | None, state: Floats) -> None:
+        rows, result, taps = self._live(x), self._live(out), len(weight)
+        for mine, own in self._sequences(state):
+            seen = np.concatenate([own, rows[mine]])
+            n = len(seen) - (taps - 1)
+            y = sum((weight[j] * seen[j : j + n] for j in range(taps)), np.float32(0))
+            result[mine] = y if bias is None else y + bias
+            own[:] = seen[n:]
+
+    def scan(self, out: Buf, x: Buf, dt: Buf, b: Buf, c: Buf, a: Floats, state: Floats) -> None:
+        heads, size, n = state.shape[1:]
+        rows, times, result = self._live(x), self._live(dt), self._live(out)
+        parts = [self._live(p).reshape(len(rows), -1, n) for p in (b, c)]
+        into, read = (np.repeat(p, heads // p.shape[1], axis=1) for p in parts)
+        for mine, own in self._sequences(state):
+            for t in range(mine.start, mine.stop):
+                step = times[t][:, None, None]
+                fresh = step * rows[t].reshape(heads, size, 1) * into[t][:, None, :]
+                own[:] = own * np.exp(step * a[:, None, :]) + fresh
+                result[t] = (own * read[t][:, None, :]).sum(axis=2).ravel()
+
+    def delta(
+        self, out: Buf, q: Buf, k: Buf, v: Buf, decay: Buf, beta: Buf, state: Floats, tiled: bool
+    ) -> None:
+        heads, size, dim = state.shape[1:]
+        rows, result = self._live(v), self._live(out)
+        parts = [self._live(p).reshape(len(rows), -1, dim) for p in (q, k)]
+        times = heads // parts[0].shape[1]
+        queries, keys = (
+            np.tile(p, (1, times, 1)) if tiled else np.repeat(p, times, axis=1) for p in parts
+        )
+        fade = np.exp(self._live(decay)).reshape(len(rows), heads, 1, -1)
+        by = self._live(beta)[:, :, None]
+        for mine, own in self._sequences(state):
+            for t in range(mine.start, mine.stop):
+                own *= fade[t]
+                wrong = rows[t].reshape(heads, size) - (own @ keys[t][:, :, None])[:, :, 0]
+                own += (by[t] * wrong)[:, :, None] * keys[t][:, None, :]
+                seen = (own @ queries[t][:, :, None])[:, :, 0]
+                result[t] = (seen * np.float32(dim**-0.5)).ravel()
 
     def spread(self, out: Buf, x: Buf, weights: Buf) -> None:
         rows = self._live(x)[:, None, :] * self._live(weights)[:, :, None]
