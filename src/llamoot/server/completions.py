@@ -50,14 +50,15 @@ class Continuing:
 
 def prompts_of(body: CompletionBody) -> list[Prompt]:
     """One or several prompts, as text or as token ids."""
-    prompt = body.prompt
-    if isinstance(prompt, str):
-        return [prompt]
-    if not prompt:
+    given = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    if not given:
         raise BadRequest("prompt: is empty", "prompt")
-    if isinstance(prompt[0], int):
-        return [[int(i) for i in prompt]]
-    return [one if isinstance(one, str) else list(one) for one in prompt]
+    if all(isinstance(one, int) for one in given):
+        return [[one for one in given if isinstance(one, int)]]
+    prompts: list[Prompt] = [one for one in given if not isinstance(one, int)]
+    if len(prompts) < len(given):
+        raise BadRequest("prompt: texts and token ids cannot be mixed", "prompt")
+    return prompts
 
 
 def request_of(body: CompletionBody, request_id: str) -> ChatRequest:

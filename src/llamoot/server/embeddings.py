@@ -15,7 +15,7 @@ MAX_INPUTS = 2048
 class EmbeddingBody(Struct, kw_only=True):
     """Body of `/v1/embeddings`."""
 
-    input: str | list[str] | list[int] | list[list[int]]
+    input: str | list[str | int | list[int]]
     model: str | None = None
     encoding_format: str | None = None
     dimensions: int | None = None
@@ -32,17 +32,16 @@ class EmbeddingModel(Protocol):
 
 def inputs_of(body: EmbeddingBody) -> "list[str] | list[list[int]]":
     """A list of texts, or a list of token lists."""
-    given = body.input
-    if isinstance(given, str):
-        texts: list[str] = [given]
-    elif not given:
+    given = [body.input] if isinstance(body.input, str) else body.input
+    if not given:
         raise BadRequest("input: is empty", "input")
-    elif isinstance(given[0], int):
-        return [[int(i) for i in given]]
-    elif isinstance(given[0], list):
-        return [list(ids) for ids in given]
-    else:
-        texts = [str(text) for text in given]
+    if all(isinstance(one, int) for one in given):
+        return [[one for one in given if isinstance(one, int)]]
+    if all(isinstance(one, list) for one in given):
+        return [one for one in given if isinstance(one, list)]
+    texts = [one for one in given if isinstance(one, str)]
+    if len(texts) < len(given):
+        raise BadRequest("input: texts and token ids cannot be mixed", "input")
     if len(texts) > MAX_INPUTS:
         raise BadRequest(f"input: at most {MAX_INPUTS} texts, not {len(texts)}", "input")
     if any(not text for text in texts):
