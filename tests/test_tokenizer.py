@@ -8,6 +8,7 @@ import unicodedata
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given, settings
@@ -226,13 +227,30 @@ def small(tmp_path, model, tokens, **keys):  # type: ignore[no-untyped-def]
     path = tmp_path / "small.gguf"
     with Writer(path) as writer:
         writer.add("general.architecture", "llama")
+        for key in ("context_length", "embedding_length", "block_count", "feed_forward_length"):
+            writer.add(f"llama.{key}", 32)
+        writer.add("llama.attention.head_count", 4)
+        writer.add("llama.attention.layer_norm_rms_epsilon", 1e-5)
         writer.add("tokenizer.ggml.model", model)
         if tokens:
             writer.add("tokenizer.ggml.tokens", tokens)
         for key, value in keys.items():
+            value = np.array(value, np.int32) if key == "token_type" else value
             writer.add(f"tokenizer.ggml.{key}", value)
     with open_gguf(path) as file:
         return load_tokenizer(file.metadata, path)
+
+
+def agrees_with_llama_cpp(tmp_path, tokenizer, letters):  # type: ignore[no-untyped-def]
+    """Same ids for random texts of a few letters, which come back; where the peer is installed."""
+    peer = pytest.importorskip("llama_cpp")
+    theirs = peer.Llama(str(tmp_path / "small.gguf"), vocab_only=True, verbose=False)
+    rng = random.Random(letters)
+    for _ in range(200):
+        text = "".join(rng.choices(letters, k=rng.randrange(1, 20)))
+        want = theirs.tokenize(text.encode(), add_bos=False, special=False)
+        assert tokenizer.encode(text, add_special=False) == want, text
+        assert tokenizer.decode(want) == text
 
 
 def test_rwkv_takes_the_longest_token_at_each_byte(tmp_path):  # type: ignore[no-untyped-def]
@@ -244,6 +262,7 @@ def test_rwkv_takes_the_longest_token_at_each_byte(tmp_path):  # type: ignore[no
     for _ in range(100):
         text = random_text(rng)
         assert tokenizer.decode(tokenizer.encode(text)) == text
+    agrees_with_llama_cpp(tmp_path, tokenizer, "abcd\né\\x")
 
 
 def test_gemma_merges_characters_and_keeps_newlines_whole(tmp_path):  # type: ignore[no-untyped-def]
@@ -259,6 +278,7 @@ def test_gemma_merges_characters_and_keeps_newlines_whole(tmp_path):  # type: ig
     assert [tokens[i] for i in ids] == want[:7] + [tokens[i] for i in ids[7:]]
     assert tokenizer.decode(ids) == "ab ab\n\n  é\n\n\n"
     assert tokenizer.eog == {names["<eos>"]}
+    agrees_with_llama_cpp(tmp_path, tokenizer, "aab  \né")
 
 
 def test_kimi_without_merges_merges_by_the_order_of_its_vocabulary(tmp_path):  # type: ignore[no-untyped-def]
@@ -271,6 +291,19 @@ def test_a_whitespace_vocabulary_splits_at_spaces(tmp_path):  # type: ignore[no-
     tokens = ["a", "b", "ab", "é"]
     keys = {"merges": ["a b"], "pre": "whitespace"}
     assert small(tmp_path, "whitespace", tokens, **keys).encode(" ab  é a") == [2, 3, 0]
+
+
+def test_plamo_takes_the_cheapest_way_and_bytes_for_the_rest(tmp_path):  # type: ignore[no-untyped-def]
+    tokens = ["<|plamo:unk|>", "<|plamo:bos|>", "<|plamo:eos|>", "<|plamo:pad|>"]
+    tokens += [*(f"<0x{b:02X}>" for b in range(256)), "a", "b", "ab", "abc", "bc", "c "]
+    keys = {
+        "token_type": [2, 3, 3, 3] + [6] * 256 + [1] * 6,
+        "scores": [0.0] * 260 + [-1.0, -1.0, -3.0, -9.0, -1.0, -0.5],
+    }
+    tokenizer = small(tmp_path, "plamo2", tokens, **keys)
+    assert tokenizer.encode("abc", add_special=False) == [260, 264]
+    assert tokenizer.encode("\ufeffabc é", add_special=False) == [260, 261, 265, 4 + 0xC3, 4 + 0xA9]
+    agrees_with_llama_cpp(tmp_path, tokenizer, "abc é")
 
 
 def test_an_unknown_pre_is_noted_and_a_broken_vocabulary_refused(tmp_path):  # type: ignore[no-untyped-def]

@@ -66,6 +66,7 @@ class Prompt(NamedTuple):
     parts: list[Part]
     text: str
     reasoning: bool  # the answer starts inside a reasoning region
+    stop: tuple[str, ...] = ()  # texts that end the answer, where no token does
 
 
 class ChatTemplate:
@@ -92,6 +93,8 @@ class ChatTemplate:
         self._tool_template = self._compile(tool_source) if tool_source else self._template
         self.takes_tools = bool(re.search(r"\btools\b", tool_source or source))
         self.syntax: Syntax = detect(tool_source or source)
+        lacks_end = source == CHATML and "<|im_end|>" not in self._control
+        self.stop = ("<|im_end|>",) if lacks_end else ()
         if adapt and not self.takes_tools:
             both = self.syntax.calls | HERMES.calls, self.syntax.inner + HERMES.inner
             self.syntax = replace(self.syntax, calls=both[0], inner=both[1])
@@ -126,7 +129,8 @@ class ChatTemplate:
         text = self._render(hidden, mask.hide(offered), add_generation_prompt, mask.hide(arguments))
         parts = mask.reveal(text)
         text = "".join(part.text for part in parts)
-        return Prompt(parts, text, add_generation_prompt and opens_reasoning(text, self.syntax))
+        reasoning = add_generation_prompt and opens_reasoning(text, self.syntax)
+        return Prompt(parts, text, reasoning, self.stop)
 
     def _adapted(
         self, chat: list[dict[str, Any]], tools: list[Any]

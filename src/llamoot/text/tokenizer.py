@@ -15,7 +15,7 @@ from llamoot.errors import ModelFileError
 from llamoot.gguf.metadata import Metadata, Strings
 from llamoot.text.merge import merge_pairs
 from llamoot.text.split import splitter
-from llamoot.text.unigram import SPACE, CharsMap, Unigram, normalizer
+from llamoot.text.unigram import SPACE, CharsMap, Plamo, Unigram, normalizer
 from llamoot.text.vocab import (
     BYTE_TO_CHAR,
     CONTROL,
@@ -196,9 +196,11 @@ def load_tokenizer(metadata: Metadata, path: object = "model") -> Tokenizer:
     elif vocab.kind == "rwkv":
         raw = {unescape(token): i for token, i in vocab.ids.items()}
         encode = LongestMatch(raw, vocab.roles.get("unk")).encode
+    elif vocab.kind == "plamo2":
+        encode = Plamo(vocab.ids, vocab.scores.tolist(), vocab.byte_ids).encode
     else:
         where = "tokenizer.ggml.model"
-        raise ModelFileError(path, where, f"'{vocab.model}': such files hold no text vocabulary")
+        raise ModelFileError(path, where, f"is '{vocab.model}': the file takes token ids, no text")
     return Tokenizer(vocab, encode, _strips(vocab, metadata))
 
 

@@ -119,6 +119,43 @@ class Unigram:
         return out[::-1]
 
 
+class Plamo:
+    """PLaMo 2's way: the least cost from the end of the text, in ten-thousandths of a score.
+
+    A character that is no token costs UNKNOWN_COST and becomes its bytes. Of equal ways the one
+    with the longer token wins.
+    """
+
+    UNKNOWN_COST = 10_000_000
+
+    def __init__(
+        self, ids: Mapping[bytes, int], scores: Sequence[float], byte_ids: Sequence[int | None]
+    ) -> None:
+        self.ids = {token.decode("utf-8", "replace"): i for token, i in ids.items()}
+        self.costs, self.byte_ids = [-round(score * 1e4) for score in scores], byte_ids
+        self.longest = max(map(len, self.ids), default=1)
+
+    def encode(self, text: str) -> list[int]:
+        text = text.removeprefix("\ufeff")
+        n = len(text)
+        best: list[float] = [float("inf")] * n + [0.0]
+        taken: list[tuple[int, int | None]] = [(1, None)] * n
+        for start in range(n - 1, -1, -1):
+            for size in range(min(self.longest, n - start), 0, -1):
+                i = self.ids.get(text[start : start + size])
+                if i is not None and best[start + size] + self.costs[i] < best[start]:
+                    best[start], taken[start] = best[start + size] + self.costs[i], (size, i)
+            if best[start + 1] + self.UNKNOWN_COST < best[start]:
+                best[start], taken[start] = best[start + 1] + self.UNKNOWN_COST, (1, None)
+        out, at = list[int](), 0
+        while at < n:
+            size, i = taken[at]
+            found = [i] if i is not None else [self.byte_ids[b] for b in text[at].encode()]
+            out += [j for j in found if j is not None]
+            at += size
+        return out
+
+
 def normalizer(charsmap: CharsMap | None, prefix: bool, merge_spaces: bool) -> Callable[[str], str]:
     """What SentencePiece does to a text first: its map, then ▁ for spaces, one before the text."""
 
