@@ -35,7 +35,7 @@ class Writer:
         assert alignment > 0 and alignment & (alignment - 1) == 0, "a power of two"
         self.path, self.alignment, self.part_bytes = Path(path), alignment, part_bytes
         self._pairs: dict[str, bytes] = {}
-        self._rows: list[Row] = []
+        self._rows: dict[str, Row] = {}
         self._parts: list[list[Row]] = []
         self._done: list[tuple[Path, Path]] = []  # temporary and final name of each part
         self._file: BinaryIO | None = None
@@ -57,14 +57,14 @@ class Writer:
     def declare(self, name: str, kind: TensorType, shape: tuple[int, ...]) -> None:
         """The next tensor; `shape` is numpy order. Data follow in the order of declaration."""
         assert not self._parts, "declare every tensor before the first one's data"
-        assert all(name != row[0] for row in self._rows), f"{name} is declared twice"
-        kind.nbytes(shape)
-        self._rows.append((name, kind, shape))
+        assert name not in self._rows, f"{name} is declared twice"
+        assert shape and shape[-1] % kind.block == 0, f"{name}: {shape} is not whole {kind.name}s"
+        self._rows[name] = name, kind, shape
 
     @property
     def nbytes(self) -> int:
         """Bytes of all declared tensors."""
-        return sum(kind.nbytes(shape) for _, kind, shape in self._rows)
+        return sum(kind.nbytes(shape) for _, kind, shape in self._rows.values())
 
     def write(self, data: npt.NDArray[Any] | bytes) -> None:
         """The next bytes of the tensor that is not complete yet."""
@@ -117,7 +117,7 @@ class Writer:
     def _divide(self) -> list[list[Row]]:
         parts: list[list[Row]] = [[]]
         size = 0
-        for row in self._rows:
+        for row in self._rows.values():
             n = row[1].nbytes(row[2])
             if self.part_bytes and parts[-1] and size + n > self.part_bytes:
                 parts.append([])
@@ -166,7 +166,8 @@ def _split_pairs(i: int, n_parts: int, n_tensors: int) -> dict[str, bytes]:
 
 
 def _bytes(data: npt.NDArray[Any]) -> memoryview:
-    return memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+    flat = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+    return memoryview(flat)  # type: ignore[arg-type]
 
 
 def _text(text: str | bytes) -> bytes:
