@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamoot.kernels.cache import LayerCache, Shape
+from llamoot.kernels.library import library
 from llamoot.kernels.memory import aligned
 from llamoot.kernels.pack import pack
 from llamoot.kernels.pool import give_back, lease
@@ -14,12 +15,16 @@ from llamoot.kernels.step import Step
 from llamoot.kernels.table import Buf, Cache, CacheType, Kernels, Rows, Weight
 from llamoot.kernels.tape import Tape
 
+# What every model needs, slowest first: compiled while the first weights are still being packed.
+COMMON = ("attention", "store", "rows", "norm", "act", "rope", "quantize")
+
 
 class Compiled:
     """`Executor` of compiled kernels; `threads` 0 means one for each core it may use."""
 
     def __init__(self, step: Step, threads: int = 0) -> None:
         """The first start on a machine compiles the kernels that are asked for."""
+        library().expect(COMMON)
         self._pool = lease(threads)
         self._step = step
         self.tape = Tape(step, self._pool)

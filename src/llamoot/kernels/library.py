@@ -32,9 +32,6 @@ from llamoot.kernels.target import Target, current
 FOLDER = Path(__file__).parent
 _IMPORT = re.compile(r"^from llamoot\.kernels\.(\w+) import|^from llamoot\.kernels import (\w+)")
 
-# What every model needs, slowest first: compiled while the first weights are still being packed.
-COMMON = ("attention", "store", "rows", "norm", "act", "rope", "quantize")
-
 Entry = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
 
@@ -91,6 +88,12 @@ class Library:
             for name, file in found.items():
                 self._add(name, *(file or self._built(name)))
 
+    def expect(self, modules: Iterable[str]) -> None:
+        """Compile in the background what the cache does not hold and `load` will ask for."""
+        with self._lock:
+            wanted = [name for name in modules if name not in self._modules]
+            self._start([name for name in wanted if _read(self.path(name)) is None])
+
     def kernel(self, name: str) -> Kernel:
         """The operation "module.name"; its module is loaded if need be."""
         if name not in self._kernels:
@@ -118,17 +121,13 @@ class Library:
             parameters, types = tuple(about["parameters"]), tuple(about["types"])
             self._kernels[name] = Kernel(name, address, parameters, types)
 
-    def _start(self, missing: list[str]) -> None:
-        """Begin to compile these modules, and in the background those that every model needs."""
-        missing = [name for name in missing if name not in self._building]
-        if not missing:
-            return
-        if not self._told:
+    def _start(self, modules: Iterable[str]) -> None:
+        """Begin to compile these modules, those apart that are being compiled already."""
+        missing = [name for name in modules if name not in self._building]
+        if missing and not self._told:
             self._told = True
             self._find_room()
             print(f"llamoot: compiling kernels for {self.target.cpu} … once", file=sys.stderr)
-            others = [name for name in COMMON if name not in missing]
-            self._compile([name for name in others if _read(self.path(name)) is None])
         self._compile(missing)
 
     def _compile(self, modules: list[str]) -> None:

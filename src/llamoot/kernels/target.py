@@ -70,6 +70,10 @@ def parse(cpu: str, flags: str) -> Target:
 
 def _without(have: set[str], feature: str) -> set[str]:
     """Removing a feature removes everything that stands on it, as LLVM does."""
-    above = {"avx": ("avx", "fma", "f16c"), "avx2": ("avx2", "avx512", "avxvnni")}
+    above = {
+        "avx": ("avx", "fma", "f16c"),
+        "avx2": ("avx2", "avx512", "avxvnni"),
+        "avx512f": ("avx512",),
+    }
     gone = {name for name in have if name.startswith(above.get(feature, (feature,)))}
     return have - gone
