@@ -15,9 +15,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from email.message import Message
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from llamoot import __version__, env
@@ -43,21 +42,26 @@ class HubFile(NamedTuple):
     sha256: str = ""
 
 
+def _host(url: str) -> tuple[str, str]:
+    return urlsplit(url).scheme, urlsplit(url).netloc
+
+
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows to another host without the token."""
+    """Takes the token along to the same host and to no other."""
 
     def redirect_request(
         self,
         req: urllib.request.Request,
-        fp: IO[bytes],
+        fp: Any,
         code: int,
         msg: str,
-        headers: Message,
+        headers: Any,
         newurl: str,
     ) -> urllib.request.Request | None:
-        new = super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
-        if new is not None and urlsplit(newurl).netloc != urlsplit(req.full_url).netloc:
-            new.remove_header("Authorization")
+        new = super().redirect_request(req, fp, code, msg, headers, newurl)
+        token = req.get_header("Authorization")
+        if new is not None and token and _host(newurl) == _host(req.full_url):
+            new.add_unredirected_header("Authorization", token)
         return new
 
 
