@@ -77,6 +77,7 @@ class Model:
             cache_type=settings.cache_type,
             threads=settings.threads,
             executor=settings.executor,
+            adapters=dict(settings.adapters),
         )
         self.metadata, self.config = runner.gguf.metadata, runner.config
         self.name = str(self.metadata.maybe("general.name", "") or self.path.stem)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -58,9 +59,11 @@ def run(
         sampling=how,
         format=constraint(grammar, json_schema, regex),
         drafts=tuple(draft or ()),
+        adapters={path: scale for path, scale in map(_scaled, lora or ())},
     )
     settings = Settings.of(cache_type, context=ctx, max_seqs=1, threads=threads)
-    opened = open_model(find_model(model), settings)
+    files = tuple((path, path) for path in request.adapters)
+    opened = open_model(find_model(model), replace(settings, adapters=files))
     try:
         _complete(opened, text, request, special, echo, as_json)
     finally:
@@ -80,6 +83,17 @@ def constraint(grammar: str, json_schema: str, regex: str) -> Format | None:
     if grammar:
         return Format("grammar", _text(grammar))
     return Format("regex", regex) if regex else None
+
+
+def _scaled(given: str) -> tuple[str, float]:
+    """Path and scale of an adapter."""
+    path, mark, scale = given.rpartition("=")
+    if not mark or Path(given).is_file():
+        return given, 1.0
+    try:
+        return path, float(scale)
+    except ValueError:
+        raise BadRequest(f"--lora {given}: '{scale}' is no number", "lora") from None
 
 
 def _text(given: str) -> str:

@@ -27,6 +27,7 @@ class Settings:
     cache_type: CacheType = "f16"
     cache_tokens: int = 0  # positions the cache holds over all sequences
     threads: int = 0
+    adapters: tuple[tuple[str, str], ...] = ()  # LoRA: names that requests use, and paths
     executor: str = ""  # compiled or twins; empty: as LLAMOOT_KERNELS says
 
     @classmethod

@@ -160,10 +160,11 @@ class Engine:
         if 1 + len(seq.siblings) > self.scheduler.max_seqs:
             n_most = self.scheduler.max_seqs
             raise BadRequest(f"{1 + len(seq.siblings)} samples, at most {n_most} at once", "n")
-        unknown = set(seq.adapters)
+        known = self.runner.adapted.adapters if self.runner.adapted else {}
+        unknown = sorted(set(seq.adapters) - set(known))
         if unknown:
-            what = "the model was opened without adapters"
-            raise BadRequest(f"no adapter is called {min(unknown)!r}: {what}", "adapters")
+            what = f"open are {', '.join(known)}" if known else "the model was opened without any"
+            raise BadRequest(f"no adapter is called {unknown[0]!r}: {what}", "adapters")
         if not seq.pooling and not self.runner.config.causal:
             raise BadRequest("this model makes embeddings and no text; use `embed`", "model")
 
@@ -186,7 +187,10 @@ class Engine:
             wanted = "last" if chunk.reaches_end else "none"
             if chunk.guesses or seq.pooling not in ("", "last"):
                 wanted = "all"
+            first = step.n_tokens
             step.add(chunk.tokens + chunk.guesses, seq.n_done, seq.blocks, wanted)
+            if self.runner.adapted:
+                self.runner.adapted.set_scales(first, step.n_tokens, seq.adapters)
 
     def _run(self, batch: list[Chunk]) -> Floats:
         """Rows of logits, or of hidden states for embeddings, in the order they were asked for."""
@@ -275,6 +279,8 @@ class Engine:
         if at_end and seq.pooled is not None:
             if seq.pooling == "mean":
                 seq.pooled = (seq.pooled / len(seq.ids)).astype(np.float32)
+            if seq.pooling != "logits":
+                seq.pooled = self.runner.finished(seq.pooled)
             self._end(seq, "stop", ())
 
     def _end(self, seq: Sequence, finish: Finish, tokens: tuple[Chosen, ...]) -> None:

@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Literal, Protocol
 
 from llamoot.engine.sampler import Chosen, Floats, Mask, Params, Sampler
@@ -86,6 +87,9 @@ class Sequence:
     def __post_init__(self) -> None:
         self.n_prompt = len(self.ids)
         self.sampler = Sampler(self.params)
+        if self.adapters:
+            named = repr(sorted(self.adapters.items())).encode()
+            self.space = blake2b(named, digest_size=16).digest()
         if self.pooling:
             self.space = self.id.to_bytes(8, "little")  # every token's own row is needed
         if self.drafts:

@@ -5,7 +5,7 @@ business; a runner only reads and writes the blocks that the step header names.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,9 +19,11 @@ from llamoot.kernels.twins import Twins
 from llamoot.model.block import Block
 from llamoot.model.config import Config, Layer, read_config
 from llamoot.model.forward import Forward
+from llamoot.model.lora import Adapted
 from llamoot.model.plan import choose_sizes
 from llamoot.model.rope import alibi_slopes, attention_scale, factors_of, rope_of
 from llamoot.model.scratch import Scratch, needs
+from llamoot.model.slots import Slots, state_shapes
 from llamoot.model.weights import Bound, Weights, bind, specs_of
 
 EXECUTORS: dict[str, type[Twins] | type[Compiled]] = {"compiled": Compiled, "twins": Twins}
@@ -43,6 +45,8 @@ class Runner:
         self.n_blocks, self.cache_type = n_blocks, cache_type
         self.context = step.max_blocks * BLOCK
         self._executor = executor
+        self.adapted = executor if isinstance(executor, Adapted) else None
+        self._slots = Slots(step.max_seqs)
         specs = specs_of(gguf, config)
         self.weights: Weights = bind(gguf, config, executor)
         self._scratch = Scratch(needs(config, specs), executor)
@@ -68,10 +72,16 @@ class Runner:
             sinks=bound.vector("attn_sinks"),
             alibi=alibi_slopes(layer.n_heads, c.alibi) if c.alibi else None,
         )
-        cache = self._executor.cache(
-            self.n_blocks, layer.n_kv_heads, layer.head_dim, layer.v_dim, self.cache_type
-        )
-        return Block(layer, bound, rope_of(c, layer, factors), how, cache)
+        cache = None
+        if layer.cached:
+            shape = layer.n_kv_heads, layer.head_dim, layer.v_dim
+            cache = self._executor.cache(self.n_blocks, *shape, self.cache_type)
+        rope = rope_of(c, layer, factors) if layer.cached else None
+        states = {
+            name: np.zeros((self.step.max_seqs, *shape), np.float32)
+            for name, shape in state_shapes(c, layer).items()
+        }
+        return Block(layer, bound, rope, how, cache, states)
 
     @property
     def caches(self) -> list[Cache]:
@@ -81,6 +91,11 @@ class Runner:
     def has_logits(self) -> bool:
         """Whether the model predicts tokens; an encoder has hidden rows only."""
         return not self.config.traits.headless
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether sequences have a state: no block may be shared and no token taken back."""
+        return self.config.recurrent
 
     @property
     def block_bytes(self) -> int:
@@ -97,6 +112,8 @@ class Runner:
         logits = logits and self.has_logits
         assert not logits or step.n_outputs <= step.max_outputs, "more outputs than logits rows"
         step.want_logits(logits)
+        if self.recurrent:
+            self._slots.assign(step)
         self._executor.run()
         if not self.has_logits:
             return np.zeros((0, 0), np.float32)
@@ -140,8 +157,9 @@ def open_runner(
     cache_type: CacheType = "f16",
     threads: int = 0,
     executor: str = "",
+    adapters: Mapping[str, str] | None = None,
 ) -> Runner:
-    """Open the model in `path`.
+    """Open the model in `path`, with LoRA `adapters` (name -> path) that requests may ask for.
 
     `context` is positions of one sequence (0: the model's own, at most 8192); `max_tokens` fit
     one step, `max_seqs` sequences, `max_outputs` rows of logits (0: 64, or one per sequence);
@@ -163,6 +181,8 @@ def open_runner(
     sizes = choose_sizes(config, context, max_tokens, max_seqs, max_outputs, n_blocks, cache_type)
     step = Step(max_tokens, max_seqs, sizes.max_blocks, sizes.max_outputs)
     made: Executor = EXECUTORS[name](step, threads)
+    if adapters:
+        made = Adapted(made, step, gguf, adapters)
     return Runner(gguf, config, step, made, sizes.n_blocks, cache_type)
 
 
