@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llamoot.kernels.op import inline
+from llamoot.kernels.op import expand
 from llamoot.kernels.simd import (
     as_floats,
     either,
@@ -63,34 +63,34 @@ class Form:
         return self.head_bytes + self.blocks * self.block_bytes
 
 
-@inline
+@expand
 def no_head(p: int, part: int) -> Any:
     return ()
 
 
-@inline
+@expand
 def half_head(p: int, part: int) -> Any:
     return (floats(load_halves(p + 2 * part)),)
 
 
-@inline
+@expand
 def two_halves_head(p: int, part: int) -> Any:
     q = p + 2 * part
     return (floats(load_halves(q)), floats(load_halves(q + HALF_SCALES)))
 
 
-@inline
+@expand
 def half_scale(p: int, part: int, head: Any) -> Any:
     return (floats(load_halves(p + 2 * part)),)
 
 
-@inline
+@expand
 def half_scale_min(p: int, part: int, head: Any) -> Any:
     q = p + 2 * part
     return (floats(load_halves(q)), floats(load_halves(q + HALF_SCALES)))
 
 
-@inline
+@expand
 def byte_scale_min(p: int, part: int, head: Any) -> Any:
     """Unsigned bytes times the two scales of the head, of which the second is negative."""
     q = p + part
@@ -98,7 +98,7 @@ def byte_scale_min(p: int, part: int, head: Any) -> Any:
     return (scale, mul(positive_floats(load_bytes(q + BYTE_SCALES)), head[1]))
 
 
-@inline
+@expand
 def two_byte_scales(p: int, part: int, head: Any) -> Any:
     """Signed bytes, for the first and the last 16 columns, times the scale of the head."""
     q = p + part
@@ -106,7 +106,7 @@ def two_byte_scales(p: int, part: int, head: Any) -> Any:
     return (first, mul(floats(load_bytes(q + BYTE_SCALES)), head[0]))
 
 
-@inline
+@expand
 def nibbles(p: int, part: int) -> Any:
     """Four bits: columns 0…15 low, 16…31 high."""
     q = p + 4 * part
@@ -116,7 +116,7 @@ def nibbles(p: int, part: int) -> Any:
     return (*low, shift(a, -4), shift(b, -4), shift(c, -4), shift(d, -4))
 
 
-@inline
+@expand
 def whole_bytes(p: int, part: int) -> Any:
     q = p + 4 * part
     low = (
@@ -135,7 +135,7 @@ def whole_bytes(p: int, part: int) -> Any:
     )
 
 
-@inline
+@expand
 def six_bits(p: int, part: int) -> Any:
     """Nibbles, then two vectors of pairs of high bits: bits 0-1 belong to the first vector, …"""
     a, b, c, d, e, f, g, h = nibbles(p, part)
@@ -153,7 +153,7 @@ def six_bits(p: int, part: int) -> Any:
     )
 
 
-@inline
+@expand
 def five_bits(p: int, part: int) -> Any:
     """Nibbles, then a vector of high bits: bit i belongs to vector i."""
     a, b, c, d, e, f, g, h = nibbles(p, part)
@@ -170,7 +170,7 @@ def five_bits(p: int, part: int) -> Any:
     )
 
 
-@inline
+@expand
 def two_bits(p: int, part: int) -> Any:
     """Two vectors of pairs of bits."""
     low = load_quads(p + 4 * part)
@@ -187,7 +187,7 @@ def two_bits(p: int, part: int) -> Any:
     )
 
 
-@inline
+@expand
 def three_bits(p: int, part: int) -> Any:
     """Two vectors of pairs, then a vector of high bits."""
     a, b, c, d, e, f, g, h = two_bits(p, part)
@@ -207,7 +207,7 @@ def three_bits(p: int, part: int) -> Any:
 def looked_up(table: int) -> Reader:
     """Nibbles that are places in one of `lookup`'s tables."""
 
-    @inline
+    @expand
     def quants(p: int, part: int) -> Any:
         a, b, c, d, e, f, g, h = nibbles(p, part)
         low = (lookup(a, table), lookup(b, table), lookup(c, table), lookup(d, table))
@@ -217,19 +217,19 @@ def looked_up(table: int) -> Reader:
     return quants
 
 
-@inline
+@expand
 def exponent_scale(p: int, part: int, head: Any) -> Any:
     """A byte e for 2^(e - 128): half of what MXFP4 means, whose values are doubled here."""
     return (mul(as_floats(shift(ints(load_bytes(p + part)), 23)), splat(np.float32(0.5))),)
 
 
-@inline
+@expand
 def byte_scale(p: int, part: int, head: Any) -> Any:
     """Signed bytes times the scale of the head."""
     return (mul(floats(load_bytes(p + part)), head[0]),)
 
 
-@inline
+@expand
 def two_scales_mins(p: int, part: int, head: Any) -> Any:
     """Unsigned bytes: scales of both halves, then minima of both halves."""
     q = p + part
@@ -239,7 +239,7 @@ def two_scales_mins(p: int, part: int, head: Any) -> Any:
     return (first, last, low, mul(positive_floats(load_bytes(q + 3 * BYTE_SCALES)), head[1]))
 
 
-@inline
+@expand
 def two_float_scales(p: int, part: int, head: Any) -> Any:
     """Floats, for the first and the last 16 columns."""
     q = p + 4 * part

@@ -27,7 +27,7 @@ from llamoot.kernels.dot import (
     zero_tile,
 )
 from llamoot.kernels.forms import Form
-from llamoot.kernels.op import Op, inline, inner, op
+from llamoot.kernels.op import Op, expand, inner, op
 from llamoot.kernels.record import (
     LESS,
     LESS_HIGH,
@@ -51,7 +51,7 @@ Product = Callable[..., Any]
 def _quarter(dot: Any) -> Any:
     """Four vectors of quants, 16 columns, into the sums of a tile."""
 
-    @inline
+    @expand
     def quarter(sums: Any, a: Any, b: Any, c: Any, d: Any, base: Any, x: int) -> Any:
         sums = dot(sums, a, base, x)
         sums = dot(sums, b, base, x + 4)
@@ -67,25 +67,25 @@ def _block(form: Form) -> Product:
     bias = BIAS if form.wide else form.bias
     half = _quarter(dot_wide_tile if form.wide else dot_small_tile)
 
-    @inline
+    @expand
     def whole(p: int, part: int, base: Any, x: int, scale: Any) -> Any:
         a, b, c, d, e, f, g, h = quants(p + scale_bytes, part)
         dots = half(zero_tile(base), a, b, c, d, base, x)
         dots = half(dots, e, f, g, h, base, x + 16)
         return scaled_tile(floats_tile(dots, base, x + LESS, bias), scale)
 
-    @inline
+    @expand
     def one(sums: Any, p: int, part: int, head: Any, base: Any, x: int) -> Any:
         scale = scales(p, part, head)[0]
         return add_product_tile(sums, whole(p, part, base, x, scale), base, x + SCALE)
 
-    @inline
+    @expand
     def minimum(sums: Any, p: int, part: int, head: Any, base: Any, x: int) -> Any:
         scale, least = scales(p, part, head)
         sums = add_product_tile(sums, whole(p, part, base, x, scale), base, x + SCALE)
         return add_outer_tile(sums, least, base, x + SUM)
 
-    @inline
+    @expand
     def halves(p: int, part: int, first: Any, last: Any, base: Any, x: int) -> Any:
         a, b, c, d, e, f, g, h = quants(p + scale_bytes, part)
         low = half(zero_tile(base), a, b, c, d, base, x)
@@ -93,12 +93,12 @@ def _block(form: Form) -> Product:
         sums = scaled_tile(floats_tile(low, base, x + LESS_LOW, bias), first)
         return add_scaled_tile(sums, floats_tile(high, base, x + LESS_HIGH, bias), last)
 
-    @inline
+    @expand
     def two(sums: Any, p: int, part: int, head: Any, base: Any, x: int) -> Any:
         first, last = scales(p, part, head)
         return add_product_tile(sums, halves(p, part, first, last, base, x), base, x + SCALE)
 
-    @inline
+    @expand
     def two_mins(sums: Any, p: int, part: int, head: Any, base: Any, x: int) -> Any:
         first, last, low, high = scales(p, part, head)
         sums = add_product_tile(sums, halves(p, part, first, last, base, x), base, x + SCALE)
@@ -113,7 +113,7 @@ def _int8_product(form: Form) -> Product:
     block, head, blocks = _block(form), form.head, form.blocks
     head_bytes, step = form.head_bytes, form.scale_bytes + form.quant_bytes
 
-    @inline
+    @expand
     def product(p: int, part: int, supers: int, base: Any, sums: Any) -> Any:
         x = 0
         for _ in range(supers):
@@ -134,7 +134,7 @@ def _float_product(load: Any, size: int) -> Product:
     Activations are float32.
     """
 
-    @inline
+    @expand
     def product(p: int, part: int, columns: int, base: Any, sums: Any) -> Any:
         p += size * part
         for x in range(columns):

@@ -4,12 +4,12 @@ from typing import Any
 
 from llamoot.kernels.embed import float_embed_op
 from llamoot.kernels.matmul import float_op
-from llamoot.kernels.op import inline
+from llamoot.kernels.op import expand
 from llamoot.kernels.packing import float_pack_op
 from llamoot.kernels.simd import as_floats, brain_at, ints, load_short, load_shorts, shift
 
 
-@inline
+@expand
 def _load(address: int) -> Any:
     return as_floats(shift(ints(load_shorts(address)), 16))
 

@@ -4,12 +4,12 @@ from typing import Any
 
 from llamoot.kernels.embed import float_embed_op
 from llamoot.kernels.matmul import float_op
-from llamoot.kernels.op import inline
+from llamoot.kernels.op import expand
 from llamoot.kernels.packing import float_pack_op
 from llamoot.kernels.simd import floats, half_at, load_halves, load_short
 
 
-@inline
+@expand
 def _load(address: int) -> Any:
     return floats(load_halves(address))
 

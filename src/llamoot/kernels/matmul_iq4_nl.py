@@ -3,7 +3,7 @@
 from llamoot.kernels.embed import embed_op
 from llamoot.kernels.forms import IQ4_NL
 from llamoot.kernels.matmul import int8_op
-from llamoot.kernels.op import inline
+from llamoot.kernels.op import expand
 from llamoot.kernels.packing import (
     move_short,
     move_vectors,
@@ -11,7 +11,7 @@ from llamoot.kernels.packing import (
 )
 
 
-@inline
+@expand
 def _move(source: int, out: int, lane: int) -> None:
     move_short(source, out + 2 * lane)
     move_vectors(source + 2, out + 32 + 4 * lane, 4)

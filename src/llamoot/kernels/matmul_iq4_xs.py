@@ -3,7 +3,7 @@
 from llamoot.kernels.embed import embed_op
 from llamoot.kernels.forms import IQ4_XS
 from llamoot.kernels.matmul import int8_op
-from llamoot.kernels.op import inline
+from llamoot.kernels.op import expand
 from llamoot.kernels.packing import (
     move_short,
     move_vectors,
@@ -15,7 +15,7 @@ from llamoot.kernels.simd import load_byte, load_short
 BLOCK = IQ4_XS.block_bytes
 
 
-@inline
+@expand
 def _move(source: int, out: int, lane: int) -> None:
     """The super-scale, six-bit scales less 32 (high bits first), nibbles."""
     move_short(source, out + 2 * lane)

@@ -3,7 +3,7 @@
 from llamoot.kernels.embed import embed_op
 from llamoot.kernels.forms import MXFP4
 from llamoot.kernels.matmul import int8_op
-from llamoot.kernels.op import inline
+from llamoot.kernels.op import expand
 from llamoot.kernels.packing import (
     move_byte,
     move_vectors,
@@ -11,7 +11,7 @@ from llamoot.kernels.packing import (
 )
 
 
-@inline
+@expand
 def _move(source: int, out: int, lane: int) -> None:
     move_byte(source, out + lane)
     move_vectors(source + 1, out + 16 + 4 * lane, 4)

@@ -3,7 +3,7 @@
 from llamoot.kernels.embed import embed_op
 from llamoot.kernels.forms import Q2_K
 from llamoot.kernels.matmul import int8_op
-from llamoot.kernels.op import inline
+from llamoot.kernels.op import expand
 from llamoot.kernels.packing import (
     join_pairs,
     move_short,
@@ -17,7 +17,7 @@ from llamoot.kernels.simd import load_byte
 BLOCK = Q2_K.block_bytes
 
 
-@inline
+@expand
 def _move(source: int, out: int, lane: int) -> None:
     """16 scales and minima of four bits, 64 bytes of pairs of bits, two super-scales."""
     move_short(source + 80, out + 2 * lane)

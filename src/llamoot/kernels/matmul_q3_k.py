@@ -3,7 +3,7 @@
 from llamoot.kernels.embed import embed_op
 from llamoot.kernels.forms import Q3_K
 from llamoot.kernels.matmul import int8_op
-from llamoot.kernels.op import inline
+from llamoot.kernels.op import expand
 from llamoot.kernels.packing import (
     join_bits,
     join_pairs,
@@ -17,14 +17,14 @@ from llamoot.kernels.simd import load_byte
 BLOCK = Q3_K.block_bytes
 
 
-@inline
+@expand
 def _scale(scales: int, which: int) -> int:
     """Six bits less 32: eight bytes of nibbles, the first eight low, then pairs of high bits."""
     low = (load_byte(scales + which % 8) >> (which // 8 * 4)) & 15
     return int(low | ((load_byte(scales + 8 + which % 4) >> (which // 4 * 2)) & 3) << 4) - 32
 
 
-@inline
+@expand
 def _move(source: int, out: int, lane: int) -> None:
     """32 bytes of high bits, 64 of pairs of bits, 12 of scales, the super-scale."""
     move_short(source + 108, out + 2 * lane)

@@ -3,7 +3,7 @@
 from llamoot.kernels.embed import embed_op
 from llamoot.kernels.forms import Q5_1
 from llamoot.kernels.matmul import int8_op
-from llamoot.kernels.op import inline
+from llamoot.kernels.op import expand
 from llamoot.kernels.packing import (
     move_short,
     move_vectors,
@@ -14,7 +14,7 @@ from llamoot.kernels.packing import (
 )
 
 
-@inline
+@expand
 def _move(source: int, out: int, lane: int) -> None:
     move_short(source, out + 2 * lane)
     move_short(source + 2, out + 32 + 2 * lane)

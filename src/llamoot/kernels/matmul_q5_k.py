@@ -3,7 +3,7 @@
 from llamoot.kernels.embed import embed_op
 from llamoot.kernels.forms import Q5_K
 from llamoot.kernels.matmul import int8_op
-from llamoot.kernels.op import inline
+from llamoot.kernels.op import expand
 from llamoot.kernels.packing import (
     join_bits,
     move_nibble_pairs,
@@ -17,7 +17,7 @@ from llamoot.kernels.packing import (
 BLOCK = Q5_K.block_bytes
 
 
-@inline
+@expand
 def _move(source: int, out: int, lane: int) -> None:
     """Two super-scales, 12 bytes of scales, 32 of high bits, 128 of nibbles."""
     move_short(source, out + 2 * lane)

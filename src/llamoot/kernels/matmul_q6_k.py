@@ -3,7 +3,7 @@
 from llamoot.kernels.embed import embed_op
 from llamoot.kernels.forms import Q6_K
 from llamoot.kernels.matmul import int8_op
-from llamoot.kernels.op import inline
+from llamoot.kernels.op import expand
 from llamoot.kernels.packing import (
     join_nibbles,
     join_pairs,
@@ -17,7 +17,7 @@ from llamoot.kernels.packing import (
 BLOCK = Q6_K.block_bytes
 
 
-@inline
+@expand
 def _move(source: int, out: int, lane: int) -> None:
     """128 bytes of nibbles, 64 of pairs of high bits, 16 scales, the super-scale."""
     move_short(source + 208, out + 2 * lane)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llamoot.kernels.atomics import claim
-from llamoot.kernels.op import Op, inline, op
+from llamoot.kernels.op import Op, expand, op
 from llamoot.kernels.simd import (
     load_byte,
     load_int,
@@ -60,13 +60,13 @@ def pack_op(module: str, source_bytes: int, packed_bytes: int, move: Move) -> Op
     return op(pack)
 
 
-@inline
+@expand
 def move_short(source: int, out: int) -> None:
     """Two bytes."""
     store(out, load_short(source))
 
 
-@inline
+@expand
 def move_vectors(source: int, out: int, n: int) -> None:
     """`n` times four bytes, each to the same lane of the next vector."""
     for i in range(n):
@@ -76,25 +76,25 @@ def move_vectors(source: int, out: int, n: int) -> None:
 LOW = 0x0F0F0F0F
 
 
-@inline
+@expand
 def join_nibbles(first: int, last: int, moved: int) -> int:
     """The nibbles at bit `moved` (0 or 4) of two words of four bytes, the second above."""
     return ((first >> moved) & LOW) | (((last >> moved) & LOW) << 4)
 
 
-@inline
+@expand
 def word(address: int) -> int:
     """Four bytes as a number that is not negative."""
     return int(load_int(address)) & 0xFFFFFFFF
 
 
-@inline
+@expand
 def store_word(address: int, value: int) -> None:
     """The lowest four bytes of a number."""
     store(address, to_int(value))
 
 
-@inline
+@expand
 def join_pairs(source: int, moved: int) -> int:
     """The bits `moved`, `moved` + 1 of each byte of four words: those of word i to bits 2 i."""
     joined = 0
@@ -103,19 +103,19 @@ def join_pairs(source: int, moved: int) -> int:
     return joined
 
 
-@inline
+@expand
 def move_byte(source: int, out: int) -> None:
     """One byte."""
     store(out, load_byte(source))
 
 
-@inline
+@expand
 def negate_short(source: int, out: int) -> None:
     """An f16 with its sign turned."""
     store(out, to_short(load_short(source) ^ 0x8000))
 
 
-@inline
+@expand
 def move_scales(source: int, out: int, step: int) -> None:
     """The 12 bytes of eight scales and eight minima of six bits, to `out` + `step` times block.
 
@@ -166,13 +166,13 @@ def float_pack_op(module: str, load: Any, size: int) -> Op:
     return op(pack)
 
 
-@inline
+@expand
 def store_byte(address: int, value: int) -> None:
     """The lowest byte of a number."""
     store(address, to_byte(value))
 
 
-@inline
+@expand
 def join_bits(source: int, moved: int) -> int:
     """The bit `moved` of each byte of eight words: that of word i to bit i."""
     joined = 0
@@ -181,7 +181,7 @@ def join_bits(source: int, moved: int) -> int:
     return joined
 
 
-@inline
+@expand
 def spread_bits(bits: int) -> int:
     """32 bits of 32 columns: bit 4 i + k to bit i of byte k."""
     spread = 0
@@ -193,7 +193,7 @@ def spread_bits(bits: int) -> int:
     return spread
 
 
-@inline
+@expand
 def move_nibble_pairs(source: int, out: int, step: int) -> None:
     """128 bytes, 32 for two blocks: low nibbles are the first one's, high the second's."""
     for pair in range(4):
