@@ -21,6 +21,27 @@ POST = Traits(
     attn_post_norm="post_attention_norm",
     ffn_post_norm="post_ffw_norm",
 )
+LFM2 = Traits(rope="halves", recurrent="conv", output_norm="token_embd_norm", window=-1)
+MAMBA = Traits(recurrent="mamba2", recurrent_where="all", no_ffn=True, ffn_norm="")
+NEMOTRON_H = Traits(
+    rope="",
+    act="relu2",
+    ffn="plain",
+    eps_key="attention.layer_norm_epsilon",
+    recurrent="mamba2",
+    one_mixer=True,
+    ffn_norm="",
+    gate="sigmoid",
+)
+QWEN35 = Traits(
+    rope="halves",
+    rope_sections="interleaved",
+    ffn_norm="post_attention_norm",
+    recurrent="delta",
+    recurrent_where="listed",
+    q_gated=True,
+    norm_topk=True,
+)
 LATENT = Traits(latent=True)
 COMMAND = Traits(norm="layer", parallel="yes", ffn_norm="", logit_scale="mul")
 BERT = replace(
@@ -171,6 +192,23 @@ ARCHITECTURES: dict[str, Traits] = {
     "dream": replace(NEOX, causal=False, ignored=("output.bias",)),
     "exaone-moe": replace(NEOX, window=128, window_step=4, rope_windowed_only=True),
     "granite_swa": replace(GRANITE, window=-1),
+    "granitehybrid": replace(GRANITE, rope_if_finetuned=True, recurrent="mamba2"),
+    "falcon-h1": Traits(
+        rope="halves",
+        recurrent="mamba2",
+        recurrent_where="beside",
+        ignored=("attn_output.bias", "rope_freqs.weight"),
+    ),
+    "jamba": Traits(rope="", recurrent="mamba", norm_topk=False),
+    "lfm2": LFM2,
+    "lfm2moe": replace(LFM2, norm_topk=True),
+    "mamba": replace(MAMBA, recurrent="mamba"),
+    "mamba2": MAMBA,
+    "nemotron_h": NEMOTRON_H,
+    "nemotron_h_moe": NEMOTRON_H,
+    "qwen35": QWEN35,
+    "qwen35moe": QWEN35,
+    "qwen3next": replace(QWEN35, rope_sections=""),
     "grok": Traits(
         rope="halves",
         act="gelu",

@@ -1,7 +1,7 @@
 """Attention over the cache: one fused product or three, norms and positions, output gate."""
 
 from llamoot.kernels.table import Buf, Kernels
-from llamoot.model.block import Block, norm
+from llamoot.model.block import Block, by_head, norm
 from llamoot.model.config import Config, Layer
 from llamoot.model.scratch import Scratch
 from llamoot.model.weights import Bound
@@ -21,6 +21,8 @@ class Attend:
         k.store(block.keys, keys, values)
         attended = self.s.get("attended", layer.n_heads * layer.v_dim)
         k.attend(attended, q, block.keys, how)
+        if self.config.traits.q_gated:
+            k.mul(attended, attended, self.s.get("q_gate"))
         if "attn_gate" in w.matrices:
             gate_w = w.matrices["attn_gate"]
             gate = self.s.get("attn_gate", gate_w.shape[0])
@@ -43,12 +45,26 @@ class Attend:
                 k.clamp(qkv, qkv, self.config.clamp_qkv)
             cut = n_q + n_k
             return qkv.columns(0, n_q), qkv.columns(n_q, cut), qkv.columns(cut, cut + n_v)
+        if self.config.traits.q_gated:
+            return self._gated(k, layer, w, h)
         parts = self.s.get("q", n_q), self.s.get("k", n_k), self.s.get("v", n_v)
         for name, part in zip(("attn_q", "attn_k", "attn_v"), parts):
             k.matmul(part, w.matrices[name], h, w.bias(name))
             if self.config.clamp_qkv:
                 k.clamp(part, part, self.config.clamp_qkv)
         return parts
+
+    def _gated(self, k: Kernels, layer: Layer, w: Bound, h: Buf) -> tuple[Buf, Buf, Buf]:
+        """The same where each head's query is followed by the gate of its output."""
+        heads, dim = layer.n_heads, layer.head_dim
+        both, q, gate = (self.s.get(name) for name in ("q", "q_own", "q_gate"))
+        keys, values = self.s.get("k"), self.s.get("v")
+        for name, out in (("attn_q", both), ("attn_k", keys), ("attn_v", values)):
+            k.matmul(out, w.matrices[name], h, w.bias(name))
+        split = by_head(both, heads)
+        k.scale(by_head(q, heads), split.columns(0, dim), 1.0)
+        k.act(by_head(gate, heads), split.columns(dim, 2 * dim), "sigmoid")
+        return q, keys, values
 
     def _place(self, k: Kernels, block: Block, q: Buf, keys: Buf) -> None:
         """Norms and positions of queries and keys, in the order of the architecture."""

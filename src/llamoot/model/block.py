@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from llamoot.kernels.table import Attention, Buf, Cache, Kernels, Rope
+from llamoot.kernels.table import Attention, Buf, Cache, Floats, Kernels, Rope
 from llamoot.model.config import Config, Layer
 from llamoot.model.weights import Bound
 
@@ -16,6 +16,7 @@ class Block:
     rope: Rope | None
     how: Attention
     cache: Cache | None
+    states: dict[str, Floats]  # of a recurrent layer: (slots, …)
 
     @property
     def keys(self) -> Cache:

@@ -17,7 +17,9 @@ from llamoot.model.architectures import ARCHITECTURES
 from llamoot.model.traits import Gate, Traits
 
 GATES: dict[int, Gate] = {1: "softmax", 2: "sigmoid", 3: "softmax_after", 4: "sqrt_softplus"}
-Kind = Literal["attention", "latent"]
+Kind = Literal["attention", "latent", "conv", "mamba", "mamba2", "delta", "beside", "none"]
+FULL_EVERY = 4  # layers, where a hybrid's file does not say
+CONVS = {"conv": "shortconv.conv"}
 POOLINGS = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
 
 
@@ -33,6 +35,22 @@ class Layer:
     windowed: bool
     ff: int
     kind: Kind = "attention"
+    has_ffn: bool = True
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether it has a state instead of, or beside, a cache."""
+        return self.kind not in ("attention", "latent", "none")
+
+    @property
+    def cached(self) -> bool:
+        """Whether it keeps keys and values."""
+        return self.kind in ("attention", "latent", "beside")
+
+    @property
+    def conv(self) -> str:
+        """Name of its convolution."""
+        return CONVS.get(self.kind, "ssm_conv1d")
 
 
 @dataclass(frozen=True)
@@ -49,6 +67,18 @@ class Experts:
     scale: float = 1.0
     n_groups: int = 1
     top_groups: int = 1
+
+
+@dataclass(frozen=True)
+class StateSpace:
+    """Numbers of recurrent layers."""
+
+    taps: int = 0  # of the convolution
+    inner: int = 0  # channels
+    state: int = 0  # numbers kept for each channel
+    heads: int = 0  # Mamba-2 and delta: heads; Mamba: rank of the time steps
+    groups: int = 1  # heads share inputs and outputs by groups
+    bare_norms: bool = False  # weightless norms of time step, input and output (Mamba)
 
 
 @dataclass(frozen=True)
@@ -100,8 +130,14 @@ class Config:
     kv_rank: int  # of keys and values
     n_turned: int  # dimensions of a head that are rotated
     n_plain: int  # and that are not
+    ssm: StateSpace
     glu_limits: tuple[float, ...]  # of experts, by layer
     glu_limits_shared: tuple[float, ...]
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether a sequence has a state that cannot be shared or taken back."""
+        return any(layer.recurrent for layer in self.layers)
 
 
 class _Keys:
@@ -161,7 +197,7 @@ def read_config(gguf: GGUF) -> Config:
     traits, keys = traits_of(gguf), _Keys(gguf)
     dim = int(keys.need("embedding_length", int))
     norm = _norm(keys, traits)
-    eps_key = f"attention.layer_norm_{'rms_' if norm == 'rms' else ''}epsilon"
+    eps_key = traits.eps_key or f"attention.layer_norm_{'rms_' if norm == 'rms' else ''}epsilon"
     base = keys.number("rope.freq_base", 10000.0)
     window = _window(keys, traits)
     layers = _layers(keys, traits, dim, window)
@@ -206,6 +242,7 @@ def read_config(gguf: GGUF) -> Config:
         kv_rank=keys.whole("attention.kv_lora_rank") if traits.latent else 0,
         n_turned=layers[0].n_rot,
         n_plain=_head_dim(keys, layers) - layers[0].n_rot,
+        ssm=_state_space(keys),
         glu_limits=_limits(keys, "swiglu_clamp_exp"),
         glu_limits_shared=_limits(keys, "swiglu_clamp_shexp"),
     )
@@ -266,6 +303,7 @@ def _layers(keys: _Keys, traits: Traits, dim: int, window: int) -> tuple[Layer, 
     kv_heads = keys.each("attention.head_count_kv", None)
     ff = keys.each("feed_forward_length")
     windowed, roped = _windowed(keys, traits, window), _roped(keys, traits, window)
+    listed = _listed(keys)
     each = dim // max(heads) if max(heads) else 0
     layers = []
     for i in range(keys.n_layers):
@@ -282,9 +320,43 @@ def _layers(keys: _Keys, traits: Traits, dim: int, window: int) -> tuple[Layer, 
             shape = f"{heads[i]} heads, {kv} key/value heads of {k_dim}, {n_rot} rotated"
             raise ModelFileError(keys.gguf.path, where, f"{shape}: these do not fit together")
         inner = ff[i] // 2 if traits.ff_halved else ff[i]
-        kind: Kind = "latent" if traits.latent else "attention"
-        layers.append(Layer(heads[i], kv, k_dim, v_dim, n_rot, windowed[i], inner, kind))
+        has_ffn = not traits.no_ffn and (bool(inner) or not traits.one_mixer)
+        kind = _kind(traits, kv, has_ffn, listed[i])
+        layers.append(Layer(heads[i], kv, k_dim, v_dim, n_rot, windowed[i], inner, kind, has_ffn))
     return tuple(layers)
+
+
+def _kind(traits: Traits, kv_heads: int, has_ffn: bool, listed: bool) -> Kind:
+    """What mixes the tokens in a layer."""
+    if traits.one_mixer and has_ffn:
+        return "none"
+    if traits.recurrent:
+        if traits.recurrent_where == "beside":
+            return "beside"
+        where = {"no_heads": not kv_heads, "listed": listed, "all": True}
+        if where[traits.recurrent_where]:
+            return traits.recurrent
+    return "latent" if traits.latent else "attention"
+
+
+def _listed(keys: _Keys) -> list[bool]:
+    """Which layers the file calls recurrent: an array, or all but every n-th."""
+    key = "attention.recurrent_layers"
+    if isinstance(keys.gguf.metadata.maybe(f"{keys.arch}.{key}", None), np.ndarray):
+        return [bool(v) for v in keys.each(key)]
+    every = keys.whole("full_attention_interval", FULL_EVERY) or FULL_EVERY
+    return [(i + 1) % every != 0 for i in range(keys.n_layers)]
+
+
+def _state_space(keys: _Keys) -> StateSpace:
+    return StateSpace(
+        taps=keys.whole("ssm.conv_kernel") or keys.whole("shortconv.l_cache"),
+        inner=keys.whole("ssm.inner_size"),
+        state=keys.whole("ssm.state_size"),
+        heads=keys.whole("ssm.time_step_rank"),
+        groups=keys.whole("ssm.group_count") or 1,
+        bare_norms=keys.flag("ssm.dt_b_c_rms"),
+    )
 
 
 def _head_dim(keys: _Keys, layers: tuple[Layer, ...]) -> int:

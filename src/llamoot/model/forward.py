@@ -16,8 +16,9 @@ from llamoot.model.block import Block, norm
 from llamoot.model.config import Config
 from llamoot.model.feed import Feed
 from llamoot.model.latent import Latent
+from llamoot.model.recurrent import Delta, Mamba, Mamba2, ShortConv
 from llamoot.model.scratch import Scratch
-from llamoot.model.weights import Weights
+from llamoot.model.weights import Bound, Weights
 
 
 class Mixer(Protocol):
@@ -37,6 +38,10 @@ class Forward:
         self.mixers: dict[str, Mixer] = {
             "attention": Attend(config, scratch),
             "latent": Latent(config, scratch),
+            "conv": ShortConv(config, scratch),
+            "mamba": Mamba(config, scratch),
+            "mamba2": Mamba2(config, scratch),
+            "delta": Delta(config, scratch),
         }
 
     def __call__(self, k: Kernels) -> None:
@@ -60,48 +65,65 @@ class Forward:
     def _layer(self, k: Kernels, i: int, block: Block) -> None:
         c, w, t = self.config, block.weights, self.config.traits
         x, h, o = self.s.get("x"), self.s.get("h"), self.s.get("o")
-        into, early = x, self.feed.before(k, w, x)
+        into, early, mixes = x, self.feed.before(k, w, x), block.layer.kind != "none"
         if t.attn_norm:
             norm(k, c, h, x, w, t.attn_norm)
             into = h
-        # Falcon-40B gives attention a norm of its own and leaves the first to the feed-forward.
-        second = "attn_norm_2" in w.vectors
-        if second:
-            norm(k, c, self.s.get("f"), x, w, "attn_norm_2")
-        self.mixers[block.layer.kind].run(k, block, self.s.get("f") if second else into)
+        if mixes:
+            self._mix(k, block, x, into)
         if i == len(self.blocks) - 1:
-            x, into, o = self._only_outputs(k, into is h)
+            x, into, o = self._only_outputs(k, into is h, mixes)
             early = self._gathered(k, early) if early is not None else None
-        rows = x.rows
-        h, f = (
-            self.s.get("h" if rows == "tokens" else "h_out", rows=rows),
-            self.s.get("f", rows=rows),
-        )
-        if t.attn_post_norm and not t.norm_after_add:
-            norm(k, c, o, o, w, t.attn_post_norm)
         own = bool(t.ffn_norm) and (t.bare_norm or t.ffn_norm in w.vectors)
         parallel = c.parallel or (t.parallel == "normless" and not own)
-        if not parallel:
-            k.add(x, x, o, c.residual_scale)
+        if mixes:
+            if t.attn_post_norm and not t.norm_after_add:
+                norm(k, c, o, o, w, t.attn_post_norm)
+            if not parallel:
+                k.add(x, x, o, c.residual_scale)
+                into = x
             if t.norm_after_add:
                 norm(k, c, x, x, w, t.attn_post_norm)
-            into = x
+        if block.layer.has_ffn:
+            self._feed(k, i, w, x, into if parallel or not mixes else x, own, early)
+        if parallel:
+            k.add(x, x, o, c.residual_scale)
+
+    def _feed(
+        self, k: Kernels, i: int, w: Bound, x: Buf, into: Buf, own: bool, early: Buf | None
+    ) -> None:
+        """x += feed-forward(into), which gets a norm of x where the layer has its `own`."""
+        c, t, rows = self.config, self.config.traits, x.rows
+        f = self.s.get("f", rows=rows)
         if own:
-            norm(k, c, h, x, w, t.ffn_norm)
-            into = h
+            into = self.s.get("h" if rows == "tokens" else "h_out", rows=rows)
+            norm(k, c, into, x, w, t.ffn_norm)
         self.feed.run(k, i, w, f, into, early)
         if t.ffn_post_norm and not t.norm_after_add:
             norm(k, c, f, f, w, t.ffn_post_norm)
-        if parallel:
-            k.add(x, x, o, c.residual_scale)
         k.add(x, x, f, c.residual_scale)
         if t.norm_after_add:
             norm(k, c, x, x, w, t.ffn_post_norm)
 
-    def _only_outputs(self, k: Kernels, normed: bool) -> tuple[Buf, Buf, Buf]:
-        """Rows whose logits are wanted: of the residual, of its norm and of attention's result."""
+    def _mix(self, k: Kernels, block: Block, x: Buf, into: Buf) -> None:
+        """o = what the layer's mixer makes of `into`."""
+        f, o = self.s.get("f"), self.s.get("o")
+        if block.layer.kind == "beside":
+            self.mixers["attention"].run(k, block, into)
+            k.scale(f, o, 1.0)
+            self.mixers[self.config.traits.recurrent].run(k, block, into)
+            k.add(o, o, f)
+            return
+        # Falcon-40B gives attention a norm of its own and leaves the first to the feed-forward.
+        if "attn_norm_2" in block.weights.vectors:
+            norm(k, self.config, f, x, block.weights, "attn_norm_2")
+            into = f
+        self.mixers[block.layer.kind].run(k, block, into)
+
+    def _only_outputs(self, k: Kernels, normed: bool, mixes: bool) -> tuple[Buf, Buf, Buf]:
+        """Rows whose logits are wanted: of the residual, of its norm and of the mixer's result."""
         rows = []
-        for name, needed in (("x", True), ("h", normed), ("o", True)):
+        for name, needed in (("x", True), ("h", normed), ("o", mixes)):
             out = self.s.get(f"{name}_out", rows="outputs")
             if needed:
                 k.gather(out, self.s.get(name))

@@ -1,6 +1,7 @@
 """What a model needs of memory, computed before anything large is allocated."""
 
 from dataclasses import dataclass
+from math import prod
 
 from llamoot.gguf.reader import GGUF
 from llamoot.kernels.cache import Shape, block_bytes
@@ -8,6 +9,7 @@ from llamoot.kernels.step import BLOCK
 from llamoot.kernels.table import CacheType
 from llamoot.model.config import Config, read_config
 from llamoot.model.scratch import needs
+from llamoot.model.slots import state_shapes
 from llamoot.model.weights import specs_of, tensor_of
 
 MOST_CONTEXT = 8192  # positions opened where the caller does not say, for models trained on more
@@ -61,8 +63,14 @@ def choose_sizes(
 
 def cache_block_bytes(config: Config, cache_type: CacheType) -> int:
     """Bytes of one block of BLOCK positions over all layers."""
-    shapes = [Shape(c.n_kv_heads, c.head_dim, c.v_dim) for c in config.layers]
-    return sum(block_bytes(shape, cache_type) for shape in shapes if shape.n_kv_heads)
+    shapes = [Shape(c.n_kv_heads, c.head_dim, c.v_dim) for c in config.layers if c.cached]
+    return sum(block_bytes(shape, cache_type) for shape in shapes)
+
+
+def state_bytes(config: Config) -> int:
+    """Bytes that recurrent layers keep for one sequence."""
+    shapes = [state_shapes(config, layer).values() for layer in config.layers]
+    return sum(FLOAT * prod(shape) for each in shapes for shape in each)
 
 
 def memory_plan(gguf: GGUF, sizes: Sizes | None = None) -> MemoryPlan:
@@ -79,7 +87,7 @@ def memory_plan(gguf: GGUF, sizes: Sizes | None = None) -> MemoryPlan:
     block = cache_block_bytes(config, sizes.cache_type)
     return MemoryPlan(
         weights=sum(t.nbytes for t in tensors if t is not None),
-        cache=block * sizes.n_blocks,
+        cache=block * sizes.n_blocks + state_bytes(config) * sizes.max_seqs,
         scratch=scratch,
         block=block,
         sizes=sizes,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from llamoot.kernels.table import Buf, Executor, Rows
 from llamoot.model.config import Config, Layer
-from llamoot.model.tensors import Spec
+from llamoot.model.tensors import Spec, conv_channels
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,13 @@ def needs(config: Config, specs: list[list[Spec]]) -> list[Need]:
 
 # Buffers that a product fills: matrix -> buffer.
 FILLED = {
+    "shortconv.in_proj": "ssm_wide",
+    "ssm_in": "ssm_wide",
+    "ssm_x": "ssm_low",
+    "ssm_dt": "ssm_dt",
+    "ssm_beta": "ssm_beta",
+    "ssm_alpha": "ssm_decay",
+    "ssm_ba": "ssm_ba",
     "attn_q_a": "q_low",
     "attn_q_b": "q",
     "attn_kv_a_mqa": "kv_low",
@@ -62,6 +69,14 @@ def _each(config: Config, specs: list[list[Spec]]) -> Iterator[Need]:
         yield Need("attended", max(layer.n_heads * layer.v_dim, 1))
         if layer.kind == "latent":
             yield from _latent(layer)
+        if layer.recurrent:
+            yield Need("conv", conv_channels(config, layer))
+            yield Need("ssm_out", max(config.ssm.inner, 1))
+            yield Need("ssm_beta", max(config.ssm.heads, 1))
+            yield Need("ssm_decay", max(config.ssm.heads, 1))
+        if config.traits.q_gated and layer.cached:
+            yield Need("q_own", layer.n_heads * layer.head_dim)
+            yield Need("q_gate", layer.n_heads * layer.head_dim)
     for spec in (spec for layer_specs in specs[1:] for spec in layer_specs):
         matrix = spec.name.removesuffix(".weight").split(".", 2)[-1]
         if matrix == "attn_v_b":

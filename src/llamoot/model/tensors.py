@@ -59,8 +59,10 @@ def layer_specs(config: Config, i: int, find: Find) -> Iterator[Spec]:
     def here(name: str) -> tuple[int, ...] | None:
         return find(prefix + name)
 
-    mixer = {"attention": _attention, "latent": _latent}[layer.kind]
-    parts = (_norms(config), mixer(config, layer, here), _ffn(config, layer, here))
+    parts = [_norms(config, layer)]
+    parts += [MIXERS[kind](config, layer, here) for kind in _kinds(config, layer)]
+    if layer.has_ffn:
+        parts.append(_ffn(config, layer, here))
     for part in parts:
         for spec in part:
             if spec.name not in config.traits.ignored:
@@ -77,12 +79,27 @@ def _linear(name: str, rows: int, cols: int) -> Iterator[Spec]:
     yield Spec(f"{name}.bias", ((rows,),), "vector", False)
 
 
-def _norms(config: Config) -> Iterator[Spec]:
+def _kinds(config: Config, layer: Layer) -> list[str]:
+    """The mixers of a layer."""
+    if layer.kind == "none":
+        return []
+    return ["attention", config.traits.recurrent] if layer.kind == "beside" else [layer.kind]
+
+
+def conv_channels(config: Config, layer: Layer) -> int:
+    """How many channels the convolution of a recurrent layer has."""
+    m, kind = config.ssm, config.traits.recurrent
+    if kind == "conv":
+        return config.dim
+    return m.inner + (0 if kind == "mamba" else 2 * m.groups * m.state)
+
+
+def _norms(config: Config, layer: Layer) -> Iterator[Spec]:
     t, dim = config.traits, config.dim
     if t.attn_norm:
         yield from _norm(config, t.attn_norm, dim)
         yield from _norm(config, "attn_norm_2", dim, False)
-    if t.ffn_norm:
+    if t.ffn_norm and layer.has_ffn:
         yield from _norm(config, t.ffn_norm, dim, t.parallel != "normless")
     for name in (t.attn_post_norm, t.ffn_post_norm):
         if name:
@@ -95,7 +112,7 @@ def _attention(config: Config, layer: Layer, find: Find) -> Iterator[Spec]:
     if find("attn_qkv.weight"):
         yield from _linear("attn_qkv", q + k + v, dim)
     else:
-        yield from _linear("attn_q", q, dim)
+        yield from _linear("attn_q", q * (2 if config.traits.q_gated else 1), dim)
         yield from _linear("attn_k", k, dim)
         yield from _linear("attn_v", v, dim)
     yield from _linear("attn_output", dim, layer.n_heads * layer.v_dim)
@@ -188,3 +205,66 @@ def _shared(config: Config, ff: int, find: Find) -> Iterator[Spec]:
     yield Spec("ffn_down_shexp.weight", ((dim, width),))
     if find("ffn_gate_inp_shexp.weight"):
         yield Spec("ffn_gate_inp_shexp.weight", ((dim,), (1, dim)))
+
+
+def _short_conv(config: Config, layer: Layer, find: Find) -> Iterator[Spec]:
+    dim = config.dim
+    yield Spec("shortconv.in_proj.weight", ((3 * dim, dim),))
+    yield Spec("shortconv.conv.weight", ((dim, config.ssm.taps),), "vector")
+    yield Spec("shortconv.out_proj.weight", ((dim, dim),))
+
+
+def _scanned(config: Config, layer: Layer, find: Find) -> Iterator[Spec]:
+    """What both Mambas and delta nets have."""
+    m, channels = config.ssm, conv_channels(config, layer)
+    yield Spec("ssm_conv1d.weight", ((channels, m.taps),), "vector")
+    yield Spec("ssm_conv1d.bias", ((channels,),), "vector", False)
+    yield Spec("ssm_out.weight", ((config.dim, m.inner),))
+
+
+def _mamba(config: Config, layer: Layer, find: Find) -> Iterator[Spec]:
+    m, dim = config.ssm, config.dim
+    yield from _scanned(config, layer, find)
+    yield Spec("ssm_in.weight", ((2 * m.inner, dim),))
+    yield Spec("ssm_x.weight", ((m.heads + 2 * m.state, m.inner),))
+    yield from _linear("ssm_dt", m.inner, m.heads)
+    yield Spec("ssm_a.weight", ((m.inner, m.state),), "vector")
+    yield Spec("ssm_d.weight", ((m.inner,),), "vector")
+    for name, width in (("dt", m.heads), ("b", m.state), ("c", m.state)):
+        yield Spec(f"ssm_{name}_norm.weight", ((width,),), "vector", False)
+
+
+def _mamba2(config: Config, layer: Layer, find: Find) -> Iterator[Spec]:
+    m = config.ssm
+    yield from _scanned(config, layer, find)
+    rows = 2 * m.inner + 2 * m.groups * m.state + m.heads
+    yield Spec("ssm_in.weight", ((rows, config.dim),))
+    yield Spec("ssm_dt.bias", ((m.heads,),), "vector")
+    for name in ("ssm_a", "ssm_d"):
+        yield Spec(f"{name}.weight", ((m.heads, 1), (m.heads,)), "vector")
+    yield Spec("ssm_norm.weight", ((m.groups, m.inner // m.groups), (m.inner,)), "vector", False)
+
+
+def _delta(config: Config, layer: Layer, find: Find) -> Iterator[Spec]:
+    m, dim = config.ssm, config.dim
+    yield from _scanned(config, layer, find)
+    yield Spec("attn_qkv.weight", ((2 * m.groups * m.state + m.inner, dim),))
+    yield Spec("attn_gate.weight", ((m.inner, dim),))
+    yield Spec("ssm_dt.bias", ((m.heads,),), "vector")
+    yield Spec("ssm_a.weight", ((m.heads,),), "vector")
+    yield Spec("ssm_norm.weight", ((m.inner // m.heads,),), "vector")
+    if find("ssm_ba.weight"):
+        yield Spec("ssm_ba.weight", ((2 * m.heads, dim),))
+        return
+    yield Spec("ssm_beta.weight", ((m.heads, dim),))
+    yield Spec("ssm_alpha.weight", ((m.heads, dim),))
+
+
+MIXERS: dict[str, Callable[[Config, Layer, Find], Iterator[Spec]]] = {
+    "attention": _attention,
+    "latent": _latent,
+    "conv": _short_conv,
+    "mamba": _mamba,
+    "mamba2": _mamba2,
+    "delta": _delta,
+}

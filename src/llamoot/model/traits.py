@@ -32,6 +32,7 @@ class Traits:
     token_types: bool = False  # and the first row of token_types, where there is one
     headless: bool = False  # an encoder: hidden rows are all there is, no logits
     # norms
+    eps_key: str = ""  # of the norms, where it is not the usual one
     norm: Literal["rms", "layer", "either"] = "rms"  # either: layer where there is no RMS epsilon
     bare_norm: bool = False  # norms without weights
     embd_norm: str = ""  # norm of the embeddings
@@ -64,6 +65,14 @@ class Traits:
     sparse: bool = False  # attends to its best keys only: exact where all of them are chosen
     yarn_tenths: bool = False  # yarn_log_multiplier is stored times 0.1
     yarn_even: bool = False  # both of YaRN's magnitudes are the same, so they cancel
+    q_gated: bool = False  # attn_q holds an output gate behind each head's query
+    # recurrent layers
+    recurrent: Literal["", "conv", "mamba", "mamba2", "delta"] = ""  # their kind
+    # which layers: those without key/value heads, those the file lists (or all but every n-th),
+    # all of them, or all of them beside attention
+    recurrent_where: Literal["no_heads", "listed", "all", "beside"] = "no_heads"
+    one_mixer: bool = False  # a layer is a mixer or a feed-forward, never both
+    no_ffn: bool = False
     # windows
     window: int = 0  # default of attention.sliding_window; -1: no default but used if there
     window_step: int = 0  # every n-th layer is full, where the file has no pattern
