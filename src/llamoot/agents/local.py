@@ -52,6 +52,10 @@ def converse(model: Model, request: ChatRequest, load_s: float = 0.0) -> Answer:
     prompt = render(model, request)
     ids = model.tokenizer.encode_parts(prompt.parts, add_special=False)
     syntax = template_of(model).syntax
+    if prompt.stop:
+        stop = (*request.sampling.stop, *prompt.stop)
+        how = msgspec.structs.replace(request.sampling, stop=stop)
+        request = msgspec.structs.replace(request, sampling=how)
     return model.ask(request, ids, syntax=syntax, reasoning=prompt.reasoning, load_s=load_s)
 
 

@@ -31,6 +31,7 @@ def run(
     json_schema: Annotated[str, typer.Option(help="JSON schema: file, or the schema itself")] = "",
     regex: Annotated[str, typer.Option(help="the whole text must match")] = "",
     draft: Annotated[list[str] | None, typer.Option(help="text it probably repeats")] = None,
+    lora: Annotated[list[str] | None, typer.Option(help="adapter file, or FILE=SCALE")] = None,
     logprobs: Annotated[
         int | None, typer.Option(help="alternatives per token, with --json")
     ] = None,
@@ -59,7 +60,7 @@ def run(
         sampling=how,
         format=constraint(grammar, json_schema, regex),
         drafts=tuple(draft or ()),
-        adapters={path: scale for path, scale in map(_scaled, lora or ())},
+        adapters=dict(map(_scaled, lora or ())),
     )
     settings = Settings.of(cache_type, context=ctx, max_seqs=1, threads=threads)
     files = tuple((path, path) for path in request.adapters)

@@ -44,9 +44,8 @@ class Engine:
     def __init__(self, runner: Runner, n_blocks: int, *, max_waiting: int = MAX_WAITING) -> None:
         step = runner.step
         self.runner, self.n_blocks, self.max_waiting = runner, n_blocks, max_waiting
-        self._is_recurrent = bool(getattr(runner, "recurrent", False))
         self.context = min(step.max_blocks, n_blocks) * BLOCK
-        self.blocks = Blocks(n_blocks, BLOCK, reuse=not self._is_recurrent)
+        self.blocks = Blocks(n_blocks, BLOCK, reuse=not runner.recurrent)
         whole = not runner.config.causal
         self.scheduler = Scheduler(
             self.blocks, step.max_tokens, step.max_seqs, MIXED, step.max_outputs, whole
@@ -71,7 +70,7 @@ class Engine:
             if n >= self.max_waiting:
                 raise Overloaded(f"{n} requests are waiting, the most this engine keeps; try later")
             self._orders.append(seq)
-            if self._is_recurrent:  # a state cannot be forked: every sample for itself
+            if self.runner.recurrent:  # a state cannot be forked: every sample for itself
                 self._orders.extend(seq.siblings)
                 seq.siblings = []
             self._wake.notify()
@@ -169,7 +168,7 @@ class Engine:
             raise BadRequest("this model makes embeddings and no text; use `embed`", "model")
 
     def _guess(self, seq: Sequence) -> list[int]:
-        if seq.lookup is None or self._is_recurrent:  # a state cannot be taken back
+        if seq.lookup is None or self.runner.recurrent:  # a state cannot be taken back
             return []
         room = min(seq.max_new - seq.n_new, self.context - len(seq.ids)) - 1
         most = self.runner.step.max_outputs - self.scheduler.max_seqs
