@@ -2,7 +2,8 @@
 
 from llamoot.kernels.table import Buf, Kernels
 from llamoot.model.block import Block, by_head, norm
-from llamoot.model.config import Config, Layer
+from llamoot.model.config import Config
+from llamoot.model.layers import Layer
 from llamoot.model.scratch import Scratch
 from llamoot.model.weights import Bound
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from llamoot.kernels.table import Attention, Buf, Cache, Floats, Kernels, Rope
-from llamoot.model.config import Config, Layer
+from llamoot.model.config import Config
+from llamoot.model.layers import Layer
 from llamoot.model.weights import Bound
 
 

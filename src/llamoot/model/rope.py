@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llamoot.kernels.table import Floats, Rope
-from llamoot.model.config import Config, Layer, RopeScaling
+from llamoot.model.config import Config, RopeScaling
+from llamoot.model.layers import Layer
 
 Doubles = npt.NDArray[np.float64]
 

@@ -17,8 +17,9 @@ from llamoot.kernels.step import BLOCK, Step
 from llamoot.kernels.table import Attention, Cache, CacheType, Executor, Floats
 from llamoot.kernels.twins import Twins
 from llamoot.model.block import Block
-from llamoot.model.config import Config, Layer, read_config
+from llamoot.model.config import Config, read_config
 from llamoot.model.forward import Forward
+from llamoot.model.layers import Layer
 from llamoot.model.lora import Adapted
 from llamoot.model.plan import choose_sizes
 from llamoot.model.rope import alibi_slopes, attention_scale, factors_of, rope_of

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llamoot.kernels.table import Buf, Executor, Rows
-from llamoot.model.config import Config, Layer
+from llamoot.model.config import Config
+from llamoot.model.layers import Layer
 from llamoot.model.tensors import Spec, conv_channels
 
 

@@ -5,7 +5,8 @@ from the sequence that has waited longest; the kernels clear a state at position
 """
 
 from llamoot.kernels.step import Step
-from llamoot.model.config import Config, Layer
+from llamoot.model.config import Config
+from llamoot.model.layers import Layer
 from llamoot.model.tensors import conv_channels
 
 

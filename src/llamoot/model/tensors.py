@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from llamoot.model.config import Config, Layer
+from llamoot.model.config import Config
+from llamoot.model.layers import Layer
 
 Find = Callable[[str], tuple[int, ...] | None]  # shape of a tensor of the file, by name
 Kind = Literal["matrix", "vector", "table"]
