@@ -12,7 +12,7 @@ import tracemalloc
 import pytest
 
 from asking import ASK, KEY, ask, listen, quick, with_server
-from llamoot.agents.accumulate import Answer
+from llamoot.agents.accumulate import Incoming
 from llamoot.agents.endpoint import Endpoint, Secret
 from llamoot.agents.http import OpenAIAgent
 from llamoot.agents.misbehave import Act, MisbehavingServer, answer
@@ -130,10 +130,10 @@ def test_11_max_tokens_is_sent_as_max_completion_tokens_where_the_server_wants_i
 
 def test_12_nothing_follows_an_error_whatever_the_chunking() -> None:
     body = event(H) + event({"error": "boom"}) + event(LO) + event(STOP)
-    whole = Answer("A")
+    whole = Incoming("A")
     assert [t.text for t in whole.feed(body)] == ["Hel"] and whole.failure is not None
     for k in range(len(body)):
-        cut = Answer("A")
+        cut = Incoming("A")
         tokens = cut.feed(body[:k]) + cut.feed(body[k:]) + cut.end()
         assert [t.text for t in tokens] == ["Hel"] and cut.failure is not None
 
@@ -320,7 +320,7 @@ def test_23_buffers_are_capped_and_parsing_is_linear() -> None:
         parser = EventParser(limit=1 << 20)
         for _ in range(20):
             parser.feed(b"x" * 100_000)
-    heard = Answer("A", limit=1 << 20)
+    heard = Incoming("A", limit=1 << 20)
     heard.feed(b"data: " + b"x" * (2 << 20))
     assert isinstance(heard.failure, Stream)
 
@@ -394,7 +394,7 @@ def test_26_a_chunk_costs_microseconds() -> None:
     one = event(chunk(" word"))
     best = 1e9
     for _ in range(5):
-        got, start = Answer("A"), time.process_time()
+        got, start = Incoming("A"), time.process_time()
         for _ in range(20):
             got.feed(one * 100)
         best = min(best, (time.process_time() - start) / 2000)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamoot.agents.accumulate import Answer
+from llamoot.agents.accumulate import Incoming
 from llamoot.agents.capabilities import Capability
 from llamoot.agents.endpoint import Endpoint, Origin, Secret, redact
 from llamoot.agents.problems import Problem, is_overflow, problem_in
@@ -36,7 +36,7 @@ JSON = st.recursive(
 def test_no_json_raises_out_of_an_answer(value: object) -> None:
     body = json.dumps(value).encode()
     for frame in (b"data: %s\n\n" % body, b"event: error\ndata: %s\n\n" % body, body):
-        answer = Answer("A")
+        answer = Incoming("A")
         answer.feed(frame)
         answer.end()
         assert answer.failure is not None or answer.last().finish_reason, "one end or the other"

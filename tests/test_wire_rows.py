@@ -1,7 +1,7 @@
 """Every odd or broken answer gives the right text, or a typed error that keeps the text so far.
 
 Each row of `wire_rows.ROWS` goes over a real socket as given and in small pieces, and through the
-same `Answer` cut at every byte. Run with -s to see what the `openai` package makes of the rows.
+same `Incoming` cut at every byte. Run with -s to see what the `openai` package makes of the rows.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from llamoot.agents.accumulate import Answer
+from llamoot.agents.accumulate import Incoming
 from llamoot.agents.http import OpenAIAgent
 from llamoot.agents.misbehave import MisbehavingServer
 from llamoot.agents.types import ChatRequest, ChatToken, Message
@@ -87,7 +87,7 @@ def over_socket(row: Row, **more: object) -> Want:
 
 def cut(body: bytes, places: Iterable[int]) -> Want:
     """Through the parser and accumulator that the socket path uses, cut at `places`."""
-    got, start, tokens = Answer("A"), 0, []
+    got, start, tokens = Incoming("A"), 0, []
     for place in [*sorted(places), len(body)]:
         if place > start:
             tokens += got.feed(body[start:place])

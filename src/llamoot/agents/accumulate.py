@@ -1,6 +1,6 @@
 """Bytes of one answer in, tokens out, and a verdict at the end. No I/O.
 
-`Answer` holds the rules of how an answer ends (`agents/types.py`): success needs a finish reason
+`Incoming` holds the rules of how an answer ends (`agents/types.py`): success needs a finish reason
 that was really sent; what breaks off, makes no sense, holds nothing or reports an error is a
 typed failure that keeps the text received so far. The same bytes give the same tokens and the
 same verdict wherever they are cut.
@@ -36,7 +36,7 @@ _BLANK = b" \t\r\n\xef\xbb\xbf"
 _read = msgspec.json.Decoder(Chunk).decode
 
 
-class Answer:
+class Incoming:
     """One answer being received. Read `failure` after every `feed`; `done` means stop reading."""
 
     def __init__(

@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import Struct
 
 from llamoot.agents import wire
-from llamoot.agents.accumulate import Answer
+from llamoot.agents.accumulate import Incoming
 from llamoot.agents.capabilities import capability
 from llamoot.agents.client import Client, Timers
 from llamoot.agents.endpoint import Endpoint, Secret
@@ -73,7 +73,7 @@ class OpenAIAgent:
         began = asyncio.get_running_loop().time()
         while True:
             delivered, connection = False, None
-            answer = Answer(self.id, self.client.secrets)
+            answer = Incoming(self.id, self.client.secrets)
             info.attempts += 1
             try:
                 connection = await self._open(request, attempts.total_at)
@@ -105,7 +105,7 @@ class OpenAIAgent:
                 if connection is not None:
                     self.client.release(connection, False)
 
-    async def _read(self, connection: Connection, answer: Answer) -> bytes:
+    async def _read(self, connection: Connection, answer: Incoming) -> bytes:
         """More bytes of the answer; b"" once nothing more is needed."""
         if answer.done:
             return b""
@@ -141,7 +141,7 @@ class OpenAIAgent:
                 raise self.client.refused(connection, problem)
         raise AssertionError("the last downgrade returns or raises")
 
-    def _note(self, info: CallInfo, answer: Answer, connection: Connection) -> None:
+    def _note(self, info: CallInfo, answer: Incoming, connection: Connection) -> None:
         headers = connection.headers
         info.served_model, info.response_id = answer.model, answer.response_id
         names = ("x-request-id", "x-litellm-call-id", "x-generation-id", "x-ds-trace-id")
