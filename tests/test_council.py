@@ -257,6 +257,12 @@ def test_one_dead_expert_prevents_neither_start_nor_answer() -> None:
     assert done.text == "42" and "no such file" in done.rounds[1].failures["A"].message
 
 
+def test_who_is_cut_short_by_certainty_is_not_missing_from_the_quorum() -> None:
+    agents = scripted("42", "42", Reply(hang=True))
+    done = play(seat(agents, protocol="vote", quorum=3))
+    assert done.text == "42" and agents[2].cancelled == 1
+
+
 def test_quorum_lost_is_typed_and_names_the_causes() -> None:
     agents = scripted("42", Transport("B", "refused"), Timeout("C", "connect", 1))
     done = play(seat(agents, protocol="vote", quorum=2))

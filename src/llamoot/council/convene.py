@@ -142,7 +142,8 @@ class _Sitting:
             )
         replies = [known[ask.seat] for ask in round.asks if ask.seat in known]
         if round.stage == "draft":
-            self._need_quorum(sum(reply.answered for reply in replies))
+            # Who was cut short because the outcome was certain is not missing.
+            self._need_quorum(sum(r.answered or r.status == "cancelled" for r in replies))
         return replies
 
     def _need_quorum(self, actual: int) -> None:
