@@ -474,10 +474,12 @@ def test_unusable_embeddings_are_an_error(body: object) -> None:
 def test_the_models_of_an_endpoint_are_listed() -> None:
     async def scene(server: MisbehavingServer) -> None:
         client = Client("A", Endpoint(server.url), Timers())
-        assert await list_models(client) == ["m1", "m2"]
+        served = [(m.id, m.context_length) for m in await list_models(client)]
+        assert served == [("m1", 8192), ("m2", 4096), ("m3", None)]
         assert server.requests[0].method == "GET" and server.requests[0].target == "/v1/models"
 
-    with_server(refuse({"data": [{"id": "m1"}, {"id": "m2"}, {}]}, 200), scene)
+    rows = [{"id": "m1", "max_model_len": 8192}, {"id": "m2", "meta": {"n_ctx_train": 4096}}]
+    with_server(refuse({"data": [*rows, {}, {"name": "m3"}]}, 200), scene)
 
 
 # -- peers, start-up ----------------------------------------------------------------------

@@ -7,6 +7,8 @@ Only loopback is probed, quickly and all ports at once.
 
 import asyncio
 
+from msgspec.structs import replace
+
 from llamoot import env
 from llamoot.agents.client import Client, Timers
 from llamoot.agents.embeddings import list_models
@@ -56,15 +58,21 @@ async def _serves(base_url: str, key_env: str, timers: Timers) -> list[AgentSpec
     try:
         endpoint = Endpoint(base_url, key=env.secret(key_env) if key_env else "")
         client = Client("discovery", endpoint, timers, retries=0)
-        names = await list_models(client)
+        served = await list_models(client)
     except (AgentError, ConfigError):
         return []
     client.close()
     # A council found here would ask the very experts that are being collected.
-    chat = [n for n in names if not n.startswith("council/") and not _is_other(n)]
+    chat = [m for m in served if not m.id.startswith("council/") and not _is_other(m.id)]
     return [
-        AgentSpec(id=name, model=name, base_url=base_url, api_key_env=key_env)
-        for name in chat[:MOST_PER_SERVER]
+        AgentSpec(
+            id=found.id,
+            model=found.id,
+            base_url=base_url,
+            api_key_env=key_env,
+            context_length=found.context_length,
+        )
+        for found in chat[:MOST_PER_SERVER]
     ]
 
 
@@ -80,9 +88,5 @@ def _with_own_ids(specs: list[AgentSpec]) -> list[AgentSpec]:
         while name in used:
             name, number = f"{spec.id}#{number}", number + 1
         used.add(name)
-        out.append(
-            AgentSpec(
-                id=name, model=spec.model, base_url=spec.base_url, api_key_env=spec.api_key_env
-            )
-        )
+        out.append(replace(spec, id=name))
     return out

@@ -5,6 +5,8 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
+from msgspec import Struct
+
 from llamoot.agents.client import Client, Timers
 from llamoot.agents.endpoint import Endpoint, Secret
 from llamoot.errors import Stream
@@ -74,11 +76,32 @@ def _floats(value: Any) -> list[float]:
     return vector
 
 
-async def list_models(client: Client) -> list[str]:
-    """Names of the models the endpoint serves, in its order. Raises AgentError."""
+class ServedModel(Struct, frozen=True):
+    """One row of an endpoint's list of models; `context_length` is in tokens, where it is told."""
+
+    id: str
+    context_length: int | None = None
+
+
+async def list_models(client: Client) -> list[ServedModel]:
+    """The models the endpoint serves, in its order. Raises AgentError."""
     found = await client.ask("GET", "models")
     rows = found.get("data", found.get("models")) if isinstance(found, dict) else found
     if not isinstance(rows, list):
         raise Stream(client.who, f"{client.endpoint.shown('models')} sent no list of models")
-    names = [row.get("id", row.get("name")) for row in rows if isinstance(row, dict)]
-    return [name for name in names if isinstance(name, str) and name]
+    out = []
+    for row in rows:
+        name = row.get("id", row.get("name")) if isinstance(row, dict) else None
+        if isinstance(name, str) and name:
+            out.append(ServedModel(name, _context(row)))
+    return out
+
+
+def _context(row: dict[str, Any]) -> int | None:
+    """Each server has its own word for it: vLLM, OpenRouter, Groq, LM Studio, llama-server."""
+    meta = row.get("meta")
+    found = [row.get(name) for name in ("max_model_len", "context_length", "context_window",
+                                        "max_context_length")]  # fmt: skip
+    if isinstance(meta, dict):
+        found += [meta.get("n_ctx"), meta.get("n_ctx_train")]
+    return next((n for n in found if type(n) is int and n > 0), None)
