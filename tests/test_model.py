@@ -9,13 +9,12 @@ import pytest
 
 from llamoot.errors import BadRequest, ConfigError, ContextOverflow, ModelFileError
 from llamoot.gguf.reader import open_gguf
-from llamoot.gguf.types import TensorType
-from llamoot.gguf.writer import Writer
 from llamoot.kernels.step import BLOCK
 from llamoot.model.config import read_config
 from llamoot.model.plan import choose_sizes, memory_plan
 from llamoot.model.rope import alibi_slopes, rope_of
 from llamoot.model.runner import Runner, open_runner, run_alone
+from tiny_models import write_model
 
 pytestmark = pytest.mark.model
 
@@ -63,19 +62,8 @@ def write(
         "attention.layer_norm_rms_epsilon": 1e-5,
         **{k.replace("__", "."): v for k, v in more.items()},
     }
-    rng = np.random.default_rng(7)
-    wanted = shapes() if tensors is None else tensors
-    with Writer(path) as writer:
-        writer.add("general.architecture", arch)
-        for key, value in keys.items():
-            if value is not None:
-                writer.add(f"{arch}.{key}", value)
-        for name, shape in wanted.items():
-            writer.declare(name, TensorType.F32, shape)
-        for shape in wanted.values():
-            x = rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(shape[-1]))
-            writer.write(x + np.float32(1) if len(shape) == 1 else x)
-    return path
+    given = {key: value for key, value in keys.items() if value is not None}
+    return write_model(path, arch, given, shapes() if tensors is None else tensors)
 
 
 @pytest.fixture
