@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers
 
@@ -171,6 +171,7 @@ def test_only_trusted_parts_hold_control_tokens(shared):  # type: ignore[no-unty
 @pytest.mark.parametrize("name", ["qwen2", "llama-spm"])
 def test_where_a_text_is_cut_into_parts_changes_no_id(shared, name, text, cut):  # type: ignore[no-untyped-def]
     tokenizer = tokenizer_of(shared, name)
+    assume(not any(control in text for control in tokenizer.control_names))
     parts = [Part(text[:cut], True), Part(text[cut:], False)]
     assert tokenizer.encode_parts(parts) == tokenizer.encode(text)
 
@@ -320,6 +321,58 @@ def test_an_unknown_pre_is_noted_and_a_broken_vocabulary_refused(tmp_path):  # t
         small(tmp_path, "llama", ["a", "b"], scores=[0.5])
     with pytest.raises(ModelFileError, match="trie"):
         small(tmp_path, "t5", ["a"], precompiled_charsmap=[255, 255, 0, 0, 1])
+
+
+ODD = [
+    "",
+    "<0xZZ>",
+    "\\xq",
+    "\\",
+    "▁",
+    "▁a▁b",
+    "a b",
+    "<s>",
+    "\n",
+    "é",
+    "Ġ",
+    "\U0010ffff",
+    "<0x41>",
+    "ab",
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    model=st.sampled_from(
+        ["llama", "gpt2", "gemma4", "bert", "t5", "rwkv", "plamo2", "whitespace"]
+    ),
+    tokens=st.lists(st.sampled_from(ODD), min_size=1, max_size=12),
+    data=st.data(),
+)
+def test_no_vocabulary_breaks_more_than_itself(tmp_path_factory, model, tokens, data):  # type: ignore[no-untyped-def]
+    n = len(tokens)
+    numbers = st.sampled_from([0.0, -1.5, float("nan"), float("inf")])
+    keys = {
+        "token_type": data.draw(st.lists(st.integers(-1, 8), min_size=n, max_size=n)),
+        "scores": data.draw(st.lists(numbers, min_size=n, max_size=n)),
+        "merges": data.draw(st.lists(st.sampled_from(["a b", "▁ a", "", " ", "x"]), min_size=1)),
+        "bos_token_id": data.draw(st.integers(0, 2**31)),
+        "precompiled_charsmap": data.draw(st.binary(min_size=1, max_size=40)),
+        "add_bos_token": True,
+    }
+    keys["precompiled_charsmap"] = np.frombuffer(keys["precompiled_charsmap"], np.uint8)
+    keys = {key: keys[key] for key in data.draw(st.sets(st.sampled_from(sorted(keys))))}
+    if "merges" not in keys and model in ("gpt2", "gemma4", "whitespace"):
+        keys["merges"] = ["a b"]
+    try:
+        tokenizer = small(tmp_path_factory.mktemp("odd"), model, tokens, **keys)
+    except ModelFileError:
+        return
+    text = data.draw(st.text(max_size=20))
+    ids = tokenizer.encode(text, parse_special=True)
+    assert all(0 <= i < n for i in ids)
+    tokenizer.decode(ids, skip_special=False)
+    assert len(tokenizer.pieces) == n and all(i < n for i in tokenizer.eog)
 
 
 def test_html_strikethrough_ends_no_generation(shared):  # type: ignore[no-untyped-def]

@@ -201,6 +201,8 @@ class ChatTemplate:
         out["role"] = str(message.get("role", ""))
         if not out["role"]:
             raise BadRequest("a message has no role", "messages")
+        if self.adapt and out["role"] == "developer" and "developer" not in self.source:
+            out["role"] = "system"  # OpenAI's newer name for it
         out["content"] = message.get("content", "")
         if self.adapt and out["content"] is None:
             out["content"] = ""
@@ -290,11 +292,11 @@ def _as_text(chat: list[dict[str, Any]], tools: list[Any]) -> list[dict[str, Any
 
 def load_template(metadata: Metadata, tokenizer: Tokenizer, path: object = "model") -> ChatTemplate:
     """The template a model file carries, or ChatML and a warning where it carries none."""
-    source, tools = metadata.maybe(KEY, ""), metadata.maybe(f"{KEY}.tool_use", "")
+    source, tools = metadata.maybe(KEY, "", str), metadata.maybe(f"{KEY}.tool_use", "", str)
     notes: tuple[str, ...] = ()
     names = metadata.maybe("tokenizer.chat_templates", ())
     if not source and isinstance(names, Strings) and len(names):
-        source = metadata.maybe(f"{KEY}.{names[0]}", "")
+        source = metadata.maybe(f"{KEY}.{names[0]}", "", str)
     if not source:
         notes = ("the file has no chat template: ChatML is used",)
         log.warning("%s: %s", path, notes[0])

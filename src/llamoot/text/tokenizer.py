@@ -127,13 +127,14 @@ class Tokenizer:
         changes nothing before encoding (WordPiece and T5 do).
         """
         out, fresh = [], True
+        spaced = self.vocab.add_space or self.vocab.kind == "wpm"
         for i in ids:
             special = self.vocab.type_of[i] in (CONTROL, UNKNOWN, USER)
             piece = b"" if skip_special and self.is_control(i) else self.vocab.piece(i)
             if special:
                 fresh = True
             elif piece:
-                if fresh and self.vocab.add_space and piece[:1] == b" ":
+                if fresh and spaced and piece[:1] == b" ":
                     piece = piece[1:]
                 fresh = False
             out.append(piece)
@@ -225,7 +226,7 @@ def _bpe(vocab: Vocabulary, metadata: Metadata) -> Encode:
 
 def _ranks(vocab: Vocabulary, metadata: Metadata) -> Callable[[bytes, bytes], float | None]:
     key = "tokenizer.ggml.merges"
-    if key not in metadata and metadata.maybe("tokenizer.ggml.pre", "") == "kimi-k2":
+    if key not in metadata and metadata.maybe("tokenizer.ggml.pre", "", str) == "kimi-k2":
         ids = vocab.ids  # written without merges: a token made earlier is merged earlier
         return lambda left, right: ids.get(left + right)
     merges = raw_strings(metadata.need(key, Strings))
@@ -273,7 +274,7 @@ def _raw_bpe(vocab: Vocabulary, metadata: Metadata) -> Encode:
     if vocab.model == "whitespace":
         lower = bool(metadata.maybe("tokenizer.ggml.normalizer.lowercase", False))
         return Words(lambda text: (text.lower() if lower else text).split(), word)
-    gemma = metadata.maybe("tokenizer.ggml.pre", "gemma4") != "sarvam-moe"
+    gemma = metadata.maybe("tokenizer.ggml.pre", "gemma4", str) != "sarvam-moe"
 
     def cut(text: str) -> list[str]:
         lines = re.findall("[^\n]+|\n+", text.replace(" ", SPACE))
@@ -305,7 +306,7 @@ def _strips(vocab: Vocabulary, metadata: Metadata) -> tuple[frozenset[int], froz
     """Special tokens that swallow spaces; files do not say so, their names do."""
     name = str(metadata.maybe("general.name", "")).lower()
     architecture = metadata.maybe("general.architecture", "")
-    pre = metadata.maybe("tokenizer.ggml.pre", "")
+    pre = metadata.maybe("tokenizer.ggml.pre", "", str)
     left: set[int | None] = set()
     right: set[int | None] = set()
     if pre in ("jina-v2-de", "jina-v2-es", "jina-v2-code") or architecture in (

@@ -4,6 +4,7 @@ Tokens are kept as the file writes them; `piece` gives the bytes a token stands 
 """
 
 import logging
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -71,6 +72,10 @@ BY_NAME = {
     "fim_rep": ["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"],
     "fim_sep": ["<|file_sep|>"],
 }
+
+
+BYTE_NAME = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
+ESCAPE = re.compile(rb"\\(?:x([0-9A-Fa-f]{2})|(.))", re.DOTALL)
 
 
 def _byte_characters() -> dict[int, str]:
@@ -143,8 +148,8 @@ class Vocabulary:
     def piece(self, i: int) -> bytes:
         """The bytes token `i` stands for; control tokens stand for their own name."""
         token, type_ = self.tokens[i], self.type_of[i]
-        if type_ == BYTE and len(token) == 6:
-            return bytes((int(token[3:5], 16),))
+        if type_ == BYTE and BYTE_NAME.fullmatch(token):
+            return bytes.fromhex(token[3:5].decode())
         if self.kind == "rwkv":
             return unescape(token)
         if type_ in (CONTROL, UNKNOWN, USER):
@@ -161,20 +166,14 @@ class Vocabulary:
 
 def unescape(token: bytes) -> bytes:
     r"""Bytes of an RWKV token, written with the escapes \n \t \r \xHH and \\."""
-    if b"\\" not in token:
-        return token
-    out, at = bytearray(), 0
-    while at < len(token):
-        if token[at] != 0x5C or at + 1 == len(token):
-            out.append(token[at])
-            at += 1
-        elif token[at + 1] == ord("x"):
-            out.append(int(token[at + 2 : at + 4] or b"0", 16))
-            at += 4
-        else:
-            out.append({0x6E: 10, 0x74: 9, 0x72: 13}.get(token[at + 1], token[at + 1]))
-            at += 2
-    return bytes(out)
+    letters = {b"n": b"\n", b"t": b"\t", b"r": b"\r"}
+
+    def plain(match: re.Match[bytes]) -> bytes:
+        if match[1]:
+            return bytes.fromhex(match[1].decode())
+        return letters.get(match[2], match[2])
+
+    return ESCAPE.sub(plain, token) if b"\\" in token else token
 
 
 def raw_strings(strings: Strings) -> list[bytes]:
@@ -210,7 +209,7 @@ def read_vocabulary(metadata: Metadata, path: object = "model") -> Vocabulary:
 
 
 def _family(metadata: Metadata, kind: str, model: str) -> tuple[Family, tuple[str, ...]]:
-    name = metadata.maybe("tokenizer.ggml.pre", "")
+    name = metadata.maybe("tokenizer.ggml.pre", "", str)
     if kind != "bpe":
         return FAMILIES["default"], ()
     if model in ("gemma4", "whitespace"):
@@ -229,6 +228,8 @@ def _array(metadata: Metadata, key: str, n: int, default: int, path: object) -> 
         return np.full(n, default)
     if not isinstance(values, np.ndarray) or len(values) < n:
         raise ModelFileError(path, key, f"must be an array of {n} numbers, one for each token")
+    if not np.isfinite(values[:n]).all():
+        raise ModelFileError(path, key, "holds a value that is no number; convert the model again")
     return values[:n]
 
 
@@ -250,7 +251,7 @@ def _index(vocab: Vocabulary) -> None:
 
 
 def _roles(vocab: Vocabulary, metadata: Metadata) -> None:
-    n, pre = len(vocab.tokens), metadata.maybe("tokenizer.ggml.pre", "")
+    n, pre = len(vocab.tokens), metadata.maybe("tokenizer.ggml.pre", "", str)
     roles = {role: i for role, i in DEFAULTS.get(vocab.kind, {}).items() if i < n}
     if vocab.model == "gemma4" or pre in ("chatglm-bpe", "glm4", "glm5"):
         roles.pop("bos", None)
