@@ -234,6 +234,28 @@ def test_any_bytes_from_a_server_end_in_an_answer_or_a_typed_error() -> None:
     with_server(play, scene)
 
 
+LENGTH = b"Content-Length: %d\r\n\r\n" % len(GOOD)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n" + LENGTH + GOOD,
+        b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\n" + LENGTH + GOOD,
+        b"HTTP/1.0 200 OK\r\n\r\n" + GOOD,
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + GOOD,
+        b"HTTP/1.1 200\r\n" + LENGTH + GOOD,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n%x;ext=1\r\n" % len(GOOD)
+        + GOOD
+        + b"\r\n0\r\nTrailer: x\r\n\r\n",
+    ],
+    ids=["100", "103", "http/1.0", "until close", "no reason", "extension and trailer"],
+)
+def test_every_legal_framing_of_a_response_is_read(raw: bytes) -> None:
+    heard = ask(Act(raw=raw), retries=0)
+    assert heard.error is None and heard.text == "Hello"
+
+
 @pytest.mark.parametrize("coding", ["gzip", "br", "zstd"])
 def test_a_compression_that_cannot_be_read_is_a_typed_error(coding: str) -> None:
     heard = ask(Act(body=b"\x1f\x8bnonsense", headers={"content-encoding": coding}))
