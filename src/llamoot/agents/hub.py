@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
-from llamoot import __version__, env
+from llamoot import env
 from llamoot.errors import BadRequest, ConfigError, ModelFileError, Transport, UnknownModel
 
 CHUNK = 1 << 20
@@ -72,7 +72,7 @@ def _open(url: str, start: int = 0) -> Any:
     """The response to a GET from byte `start` on. Raises UnknownModel, Transport, ConfigError."""
     if env.get("LLAMOOT_OFFLINE"):
         raise ConfigError("environment", "LLAMOOT_OFFLINE", "is set, so nothing is downloaded")
-    request = urllib.request.Request(url, headers={"User-Agent": f"llamoot/{__version__}"})
+    request = urllib.request.Request(url, headers={"User-Agent": "llamoot"})
     token = env.get("HF_TOKEN")
     if token:
         request.add_unredirected_header("Authorization", f"Bearer {token}")
