@@ -160,6 +160,23 @@ def test_a_constraint_waits_for_the_end_of_reasoning(vocabulary: Vocabulary) -> 
     assert {vocabulary.pieces[i] for i in np.flatnonzero(mask)} <= {b"a", b"ab"}
 
 
+def test_an_answer_may_begin_with_reasoning_where_the_model_likes(vocabulary: Vocabulary) -> None:
+    think = 299
+    silent = Grammar(vocabulary, "choice", ["yes"], 320, after=b"</think>", unless=think)
+    mask = silent.mask()
+    assert mask is not None and mask[think] and mask[ord("y")] and not mask[ord("n")]
+    silent.accept(ord("y"))
+    mask = silent.mask()
+    assert mask is not None and not mask[think] and mask[ord("e")]
+    loud = Grammar(vocabulary, "choice", ["yes"], 320, after=b"</think>", unless=think)
+    loud.accept(think)
+    for byte in b"well, no</think>":
+        assert loud.mask() is None
+        loud.accept(byte)
+    mask = loud.mask()
+    assert mask is not None and mask[ord("y")] and not mask[think]
+
+
 def test_the_mask_covers_logits_that_are_wider_than_the_vocabulary(vocabulary: Vocabulary) -> None:
     mask = Grammar(vocabulary, "regex", ".*", 512).mask()
     assert mask is not None and mask.shape == (512,) and not mask[EOS + 1 :].any()

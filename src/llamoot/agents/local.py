@@ -56,7 +56,15 @@ def converse(model: Model, request: ChatRequest, load_s: float = 0.0) -> Answer:
         stop = (*request.sampling.stop, *prompt.stop)
         how = msgspec.structs.replace(request.sampling, stop=stop)
         request = msgspec.structs.replace(request, sampling=how)
-    return model.ask(request, ids, syntax=syntax, reasoning=prompt.reasoning, load_s=load_s)
+    closed = any(prompt.text.rstrip().endswith(close) for _, close in syntax.think)
+    return model.ask(
+        request,
+        ids,
+        syntax=syntax,
+        reasoning=prompt.reasoning,
+        may_reason=not closed,
+        load_s=load_s,
+    )
 
 
 class LocalAgent:

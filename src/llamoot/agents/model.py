@@ -36,6 +36,7 @@ from llamoot.text.syntax import PLAIN, Syntax
 from llamoot.text.tokenizer import Tokenizer, load_tokenizer
 
 BREAKERS = b'\n:"*'  # no repetition is counted across these (DRY), as in llama.cpp
+FINAL = "<|channel|>final<|message|>"  # where harmony's answer begins
 # Where neither the request nor the file says anything: as llama.cpp does it.
 DEFAULTS: dict[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
 # Keys under general.sampling of a file, and what they are called here.
@@ -105,11 +106,13 @@ class Model:
         *,
         syntax: Syntax = PLAIN,
         reasoning: bool = False,
+        may_reason: bool = False,
         load_s: float = 0.0,
     ) -> Answer:
         """An answer to the prompt `ids`, not begun yet; the request's messages play no part.
 
-        `syntax` is how the model marks reasoning and calls; `reasoning`: the prompt opened one.
+        `syntax` is how the model marks reasoning and calls. `reasoning`: the prompt opened a
+        region of it; `may_reason`: the answer may. A format applies to what comes after.
         """
         sampling = request.sampling
         seq = Sequence(
@@ -117,7 +120,7 @@ class Model:
             self.params(sampling),
             max_new=self.context_length if sampling.max_tokens is None else sampling.max_tokens,
             stop_ids=self.tokenizer.eog,
-            rules=self._rules(request.format, syntax if reasoning else PLAIN),
+            rules=self._rules(request.format, syntax, reasoning, may_reason),
             drafts=tuple(self.tokenizer.encode(d, add_special=False) for d in request.drafts),
             adapters=request.adapters,
         )
@@ -216,12 +219,20 @@ class Model:
         length = float(np.linalg.norm(row)) if normalize else 1.0
         return row / np.float32(length or 1.0)
 
-    def _rules(self, format: Format | None, syntax: Syntax) -> Grammar | None:
+    def _rules(
+        self, format: Format | None, syntax: Syntax, reasoning: bool, may_reason: bool
+    ) -> Grammar | None:
         if format is None:
             return None
-        after = syntax.think[0][1].encode() if syntax.think else b""
-        n = self.config.n_vocab
-        return Grammar(self._vocabulary, format.kind, format.value, n, after)
+        open_, close = syntax.think[0] if syntax.think else ("", "")
+        after, unless = close if reasoning else "", None
+        if "harmony" in syntax.calls.values():
+            after = FINAL
+        elif may_reason and not reasoning and open_:
+            unless = self.tokenizer.find(open_)
+            after = close if unless is not None else ""
+        n, value = self.config.n_vocab, format.value
+        return Grammar(self._vocabulary, format.kind, value, n, after.encode(), unless)
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:

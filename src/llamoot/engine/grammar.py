@@ -83,10 +83,19 @@ class Grammar:
     """The constraint on one sequence; with `after`, it begins where that text has come."""
 
     def __init__(
-        self, vocabulary: Vocabulary, kind: str, value: Any, n_logits: int, after: bytes = b""
+        self,
+        vocabulary: Vocabulary,
+        kind: str,
+        value: Any,
+        n_logits: int,
+        after: bytes = b"",
+        unless: int | None = None,
     ) -> None:
-        """`n_logits`: width of the mask, at least the number of tokens."""
-        self._vocabulary, self._n, self._after = vocabulary, n_logits, after
+        """`n_logits`: width of the mask, at least the number of tokens. With the token `unless`
+        the answer may begin with reasoning instead, and only then does it wait for `after`."""
+        self._vocabulary, self._n = vocabulary, n_logits
+        self._unless, self._close = unless, after
+        self._after = after if unless is None else b""
         self._matcher = vocabulary.matcher(vocabulary.grammar(kind, value))
         self._seen = b""
         self._mask: Future[Mask] | None = None
@@ -102,12 +111,18 @@ class Grammar:
             return None
         self.start_mask()
         assert self._mask is not None
-        return self._mask.result()
+        mask = self._mask.result()
+        if self._unless is not None:
+            mask[self._unless] = True
+        return mask
 
     def accept(self, token: int) -> None:
         """This token came."""
         self._mask = None
-        if not self._after:
+        begins, self._unless = token == self._unless, None
+        if begins:
+            self._after = self._close
+        elif not self._after:
             self._matcher.consume_token(token)
         elif token < self._vocabulary.n:
             self._seen = (self._seen + self._vocabulary.pieces[token])[-4096:]
