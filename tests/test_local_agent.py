@@ -10,9 +10,11 @@ import pytest
 
 from llamoot.agents.local import LocalAgent
 from llamoot.agents.model import Model
-from llamoot.agents.types import ChatRequest, ChatToken, Format, Message, Sampling
+from llamoot.agents.types import ChatRequest, ChatToken, Format, Message, Sampling, Tool
 from llamoot.engine.budget import Settings
 from llamoot.errors import BadRequest, ContextOverflow, Timeout
+from llamoot.gguf.reader import open_gguf
+from llamoot.gguf.writer import Writer
 
 pytestmark = pytest.mark.model
 
@@ -251,3 +253,79 @@ def test_a_loaded_model_generates_for_plain_programs(stories: pathlib.Path) -> N
         assert model.detokenize([best]).strip() == ","
     finally:
         model.close()
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if tools %}{{ tools | tojson }}{% endif %}assistant:"
+    "{% if enable_thinking %} <think>{% endif %}"
+)
+
+
+@pytest.fixture
+def talking(stories: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """stories260K with a chat template whose answers may begin with reasoning."""
+    path = tmp_path / "talking.gguf"
+    with open_gguf(stories) as base, Writer(path) as out:
+        for key in base.metadata:
+            out.add(key, base.metadata[key])
+        out.add("tokenizer.chat_template", TEMPLATE)
+        for name, tensor in base.tensors.items():
+            out.declare(name, tensor.type, tensor.shape)
+        for tensor in base.tensors.values():
+            out.write(tensor.raw)
+    return path
+
+
+def test_a_prompt_that_opens_reasoning_is_answered_with_reasoning(talking: pathlib.Path) -> None:
+    async def work(make: Any) -> None:
+        request = ChatRequest(
+            messages=(Message("user", "Tell me a story"),),
+            sampling=Sampling(temperature=0.0, max_tokens=12),
+            template_args={"enable_thinking": True},
+        )
+        assert (await make().apply_template(request)).endswith("assistant: <think>")
+        text, tokens = await gather(make().chat(request))
+        assert text == "" and "".join(token.reasoning for token in tokens)
+        usage = tokens[-1].usage
+        assert usage is not None and usage.reasoning_tokens > 0
+
+    play(work, talking)
+
+
+def test_the_files_template_is_used_and_a_format_binds_the_answer(talking: pathlib.Path) -> None:
+    async def work(make: Any) -> None:
+        agent = make()
+        request = ChatRequest(
+            messages=(Message("system", "Be brief."), Message("user", "Yes or no?")),
+            sampling=Sampling(seed=3),
+            format=Format("choice", ["yes", "no"]),
+        )
+        prompt = await agent.apply_template(request)
+        assert prompt == "system: Be brief.\nuser: Yes or no?\nassistant:"
+        text, tokens = await gather(agent.chat(request))
+        assert text in ("yes", "no") and tokens[-1].finish_reason == "stop"
+
+    play(work, talking)
+
+
+def test_tool_calls_come_out_as_calls(talking: pathlib.Path) -> None:
+    """A grammar makes the tiny model write a call in its family's syntax."""
+    call = r'<tool_call>\n\{"name": "add", "arguments": \{"a": [0-9]\}\}\n</tool_call>'
+    request = ChatRequest(
+        messages=(Message("user", "Add."),),
+        sampling=Sampling(seed=3),
+        tools=(Tool("add", "adds", {"type": "object", "properties": {"a": {"type": "integer"}}}),),
+        format=Format("regex", call),
+    )
+
+    async def work(make: Any) -> None:
+        agent = make()
+        assert '"add"' in await agent.apply_template(request)
+        text, tokens = await gather(agent.chat(request))
+        pieces = [piece for token in tokens for piece in token.tools]
+        assert text == "" and tokens[-1].finish_reason == "tool_calls"
+        assert pieces[0].name == "add" and pieces[0].id.startswith("call_")
+        assert set(json.loads("".join(p.arguments for p in pieces))) == {"a"}
+
+    play(work, talking)
