@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import llamoot as llamoot_package
 from llamoot.agents.misbehave import Act, MisbehavingServer, Received, answer
 from llamoot.cli.main import VERBS, main
 
@@ -244,6 +245,101 @@ def test_lanes_are_drawn_on_a_terminal() -> None:
     text = drawn.decode()
     assert (child.returncode, out) == (0, b"42\n")
     assert "independent answers" in text and "✓" in text and "I make it 43." in text
+
+
+def test_a_killed_ask_is_resumed_without_asking_again(tmp_path: Path) -> None:
+    """SIGKILL while one of three members still thinks; `resume` asks only that one."""
+    hanging = True
+
+    def says(request: Received) -> Act:
+        if request.json()["model"] == "slow" and hanging:
+            return Act(body=b"", end="hang")
+        return Act(body=answer(f"{request.json()['model']} says 42"))
+
+    async def run() -> None:
+        nonlocal hanging
+        async with MisbehavingServer(says) as server:
+            path = tmp_path / "x.toml"
+            agents = "".join(
+                f'[agents.{n}]\nbase_url = "{server.url}"\nmodel = "{n}"\n'
+                for n in ("one", "two", "slow")
+            )
+            path.write_text(
+                agents + '[councils.x]\nmembers = ["one", "two", "slow"]\nquorum = 3\n'
+                'protocol = "vote"\nearly_stop = false\n'
+            )
+            child = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", MAIN, "ask", SUM, "-c", str(path),
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )  # fmt: skip
+            assert child.stderr is not None
+            while b"two" not in await child.stderr.readline():
+                pass
+            await asyncio.sleep(0.3)
+            child.kill()
+            await child.communicate()
+            _, out, _ = await process("runs")
+            assert "broken off" in out
+            hanging, before = False, len(server.requests)
+            code, out, err = await process("resume", "last")
+            assert (code, out) == (0, "42\n") and "going on from what is recorded" in err
+            again = [request.json()["model"] for request in server.requests[before:]]
+            assert again.count("slow") == 1 and len(again) <= 2
+
+    asyncio.run(run())
+
+
+def test_without_a_file_ask_uses_the_endpoint_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = json.dumps({"object": "list", "data": [{"id": "found-model", "object": "model"}]})
+
+    def says(request: Received) -> Act:
+        if request.method == "GET":
+            return Act(body=models.encode(), content_type="application/json", framing="length")
+        return Act(body=answer("42"))
+
+    async def run() -> None:
+        async with MisbehavingServer(says) as server:
+            monkeypatch.chdir(tmp_path)
+            code, out, err = await process("ask", SUM, env={"OPENAI_BASE_URL": server.url})
+            assert (code, out) == (0, "42\n"), err
+            assert f"no llamoot.toml: asking found at {server.url}" in err and "found-model" in err
+
+    asyncio.run(run())
+
+
+def test_a_program_without_an_event_loop_can_ask() -> None:
+    council = llamoot_package.Council.open_sync(SCRIPTED)
+    heard: list[Any] = []
+    assert council.ask_sync(SUM, listener=heard.append).text == "42"
+    assert council.ask_sync(SUM).agreement == pytest.approx(2 / 3) and heard
+    council.close_sync()
+
+
+def test_convergence_is_measured_by_an_embeddings_endpoint(tmp_path: Path) -> None:
+    def says(request: Received) -> Act:
+        body = request.json()
+        if "input" in body:
+            rows = [{"index": i, "embedding": [1.0, 0.01 * i]} for i in range(len(body["input"]))]
+            said = json.dumps({"object": "list", "data": rows}).encode()
+            return Act(body=said, content_type="application/json", framing="length")
+        return Act(body=answer(f"{body['model']} speaks of it"))
+
+    async def run() -> None:
+        async with MisbehavingServer(says) as server:
+            path = tmp_path / "x.toml"
+            path.write_text(
+                f'[endpoints.e]\nbase_url = "{server.url}"\n'
+                '[councils.x]\nprotocol = "debate"\nmax_rounds = 4\nmembers = ['
+                '{ endpoint = "e", model = "one" }, { endpoint = "e", model = "two" }]\n'
+                'embedder = { endpoint = "e", model = "vectors" }\n'
+            )
+            code, _, err = await process("ask", "Tell me of it.", "-c", str(path))
+            assert code == 0 and "likeness 1.00 (cosine)" in err, err
+            assert sum("embeddings" in request.target for request in server.requests) == 1
+
+    asyncio.run(run())
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -4,21 +4,27 @@ import asyncio
 import math
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from councils import OPEN, SUM, by_stage, play, scripted, seat, stage_of
+from councils import OPEN, SUM, by_stage, play, scripted, seat
+from llamoot.agents.catalog import open_agent
+from llamoot.agents.misbehave import Act, MisbehavingServer, Received, answer
 from llamoot.agents.scripted import Reply, ScriptedAgent
-from llamoot.agents.types import ChatRequest, Message, Sampling, Usage
+from llamoot.agents.types import AgentSpec, ChatRequest, Message, Sampling, Usage
 from llamoot.council import prompts
 from llamoot.council.agent import CouncilAgent
 from llamoot.council.answers import Kind, detect
+from llamoot.council.council import Council
 from llamoot.council.events import Answer, CouncilStarted, ExpertFailed, RoundStarted, Token
 from llamoot.council.flow import Measure, Note, Round, Seat, Verdict, labels
 from llamoot.council.flow import Reply as Said
 from llamoot.council.panel import size_of
 from llamoot.council.protocols import Case, auto, debate, review, synthesize, vote
+from llamoot.council.store import Store
 from llamoot.errors import BadRequest, ContextOverflow, CouncilFailed, Stream, Timeout, Transport
 
 pytestmark = pytest.mark.pure
@@ -534,19 +540,31 @@ def test_overhead_over_the_slowest_member_is_small() -> None:
     assert min(over) < max(0.03 * 200 * 0.004, 0.020)
 
 
-def test_many_debates_at_once() -> None:
-    def answer(request: ChatRequest) -> str:
-        return "42" if stage_of(request) == "revise" else str(40 + hash(request.request_id[-1]) % 3)
+def test_many_debates_at_once(tmp_path: Path) -> None:
+    """60 debates of three remote experts, all at once, recorded (1,000: bench/bench_council.py)."""
 
-    agents = [ScriptedAgent(n, answer) for n in "ABC"]
-    council = seat(agents, protocol="debate", max_rounds=3)
+    def says(request: Received) -> Act:
+        body = request.json()
+        revised = prompts.LIST in body["messages"][-1]["content"]
+        return Act(body=answer("so it is ", "42" if revised else str(ord(body["model"]))))
 
     async def run() -> list[Any]:
-        runs = [council.start(SUM) for _ in range(100)]
-        return [await run.wait() for run in runs]
+        async with MisbehavingServer(says) as server:
+            made = seat(scripted("", "", ""), protocol="debate").panel
+            places = tuple(
+                replace(p, spec=AgentSpec(id=p.label, model=p.label, base_url=server.url))
+                for p in made.places
+            )
+            made = replace(made, places=places)
+            council = Council(made, open_agent, store=Store(tmp_path / "runs.sqlite"))
+            runs = [council.start(SUM) for _ in range(60)]
+            done = [await run.wait() for run in runs]
+            await council.close()
+            assert len(server.requests) == 360
+            return done
 
-    assert all(done.text == "42" or done.text for done in asyncio.run(run()))
-    assert all(agent.running == 0 for agent in agents)
+    done = asyncio.run(run())
+    assert [d.text for d in done] == ["42"] * 60 and all(d.calls == 6 for d in done)
 
 
 def test_tokens_are_told_as_they_come() -> None:

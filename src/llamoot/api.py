@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 
 from llamoot import env
-from llamoot.agents.catalog import find_model, open_agent
+from llamoot.agents.catalog import open_agent
 from llamoot.agents.discovery import discover
 from llamoot.agents.embeddings import RemoteEmbedder
+from llamoot.agents.files import find_model
 from llamoot.agents.types import AgentSpec, Embedder, Message
 from llamoot.council import council
 from llamoot.council.config import AgentConf, Config, CouncilConf, check, find, load

@@ -1,14 +1,14 @@
 """`llamoot plan`: what a question would cost. Nothing is asked and nothing is spent."""
 
 import asyncio
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from llamoot import api
-from llamoot.agents.catalog import find_model
+from llamoot.agents.files import find_model
 from llamoot.agents.types import Message
 from llamoot.cli import ask as asking
 from llamoot.cli import render
@@ -37,7 +37,9 @@ def plan(
     past = [d for d in runs if d.started and d.started.council == made.name and d.text]
     errors = _past_errors(made, past)
     if json:
-        render.print_json({**asdict(said), "weights_bytes": weights, "past_errors": errors})
+        render.print_json(
+            {**msgspec.structs.asdict(said), "weights_bytes": weights, "past_errors": errors}
+        )
         return
     print(f"protocol  {said.protocol} on a {said.kind}: {' → '.join(said.rounds)}")
     print(f"calls     {said.calls} at most")

@@ -7,10 +7,10 @@ broken, makes anything here raise.
 
 import re
 import unicodedata
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
+from msgspec import Struct
 
 from llamoot.agents.types import Format
 from llamoot.council.numbers import find_numbers
@@ -18,8 +18,7 @@ from llamoot.council.numbers import find_numbers
 KindName = Literal["number", "choice", "boolean", "span", "json", "code", "text"]
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(Struct, frozen=True):
     """The kind asked for; `options` are (letter, text) of a multiple-choice question."""
 
     name: KindName = "text"

@@ -3,7 +3,6 @@
 import asyncio
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 import msgspec
 from msgspec import Struct
@@ -31,8 +30,7 @@ class Rules(Struct, frozen=True, kw_only=True):
     last: Sampling = Sampling()  # max_tokens and stop of the text that is the answer
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(Struct, frozen=True):
     """A seat with the agent that fills it. Prices are money per million tokens."""
 
     seat: Seat
@@ -47,21 +45,21 @@ class Member:
         return (prompt * self.input_price + answer * self.output_price) / 1e6
 
 
-@dataclass(slots=True, eq=False)
-class Call:
+class Call(Struct, eq=False):
     """An open call: what it has said so far."""
 
     ask: Ask
     member: Member
     began: float
-    text: list[str] = field(default_factory=list)
-    reasoning: list[str] = field(default_factory=list)
+    text: list[str] = []
+    reasoning: list[str] = []
     refusal: str = ""
     logprob: float = 0.0
     measured: int = 0
     pieces: int = 0
     usage: Usage | None = None
     finish: str | None = None
+    spent_out: bool = False  # ended because the budget is spent
 
     def take(self, token: ChatToken) -> None:
         if token.text:
@@ -69,7 +67,7 @@ class Call:
         if token.reasoning:
             self.reasoning.append(token.reasoning)
         self.refusal += token.refusal
-        for item in token.logprobs:
+        for item in token.logprobs if token.text else ():
             if math.isfinite(item.logprob):
                 self.logprob += item.logprob
                 self.measured += 1
@@ -133,7 +131,8 @@ class Calls:
                 call.take(token)
                 if token.text or token.reasoning:
                     emit(kind(round=number, seat=seat, text=token.text, reasoning=token.reasoning))
-                if token.finish_reason is not None or self.over_budget(last):
+                call.spent_out = token.finish_reason is None and self.over_budget(last)
+                if token.finish_reason is not None or call.spent_out:
                     return
         finally:
             close = getattr(stream, "aclose", None)
@@ -167,7 +166,7 @@ class Calls:
         if error is not None:
             return self._failed(task, "error", "internal", f"{type(error).__name__} in the agent")
         text = "".join(call.text)
-        if call.finish is None and self.over_budget(last=True):
+        if call.spent_out:
             return self._failed(task, "budget", "budget", "the budget is spent")
         if call.finish is None:
             return self._failed(task, "error", "agent_stream_broken", "ended without a finish")

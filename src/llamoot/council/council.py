@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
@@ -44,6 +45,7 @@ from llamoot.errors import CouncilFailed as Failed
 
 Open = Callable[[AgentSpec], Agent]
 _CHARACTERS = 8  # a token stands for fewer characters than this in any usual text
+_LONGEST = 3600.0  # seconds that a run without a deadline of another process is waited for
 _POLL = 0.1  # seconds between looks at a run of another process
 
 
@@ -251,11 +253,14 @@ class Council:
         return run
 
     async def _watch(self, run: Run, store: Store) -> None:
-        """Follow a run that another process is playing."""
+        """Follow a run that another process is playing, for as long as it may take."""
+        started = run.transcript.started
+        limit = recorded_panel(run.events).rules.deadline if started else None
+        ends = time.monotonic() + (limit or _LONGEST) + 10
         while not run.over:
             for event in store.events(run.id, len(run.events)):
                 run.emit(event)
-            if not run.over and not store.find(run.id).alive:
+            if not run.over and (not store.find(run.id).alive or time.monotonic() > ends):
                 message = "the process that ran it ended; `llamoot resume` continues it"
                 run.emit(CouncilFailed(code="cancelled", message=message))
             await asyncio.sleep(_POLL)

@@ -7,8 +7,9 @@ and replays play it by hand. Deadlines, quorum and budgets belong to `convene.py
 """
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from msgspec import Struct
 
 from llamoot.agents.types import Format, Message
 from llamoot.council.events import Ballot, Convergence, Decision, Position, Warned
@@ -28,8 +29,7 @@ def labels(count: int) -> list[str]:
     return names
 
 
-@dataclass(frozen=True, slots=True)
-class Seat:
+class Seat(Struct, frozen=True):
     """An expert as a protocol sees it. `size` is in billions of parameters, None if unknown."""
 
     label: str
@@ -40,8 +40,7 @@ class Seat:
     constrained: bool = False  # its output can be held to a format
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(Struct, frozen=True):
     """One question to one seat. `cool`: judge or write up, do not explore."""
 
     seat: str
@@ -52,8 +51,7 @@ class Ask:
     logprobs: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Struct, frozen=True):
     """What came of an ask: ok, truncated, or why there is no answer; `error` is for the record."""
 
     seat: str
@@ -66,8 +64,7 @@ class Reply:
         return self.status in ("ok", "truncated") and bool(self.text.strip())
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
+class Round(Struct, frozen=True):
     """Asks side by side or, with `one_of`, alternatives tried in order until one is answered.
 
     `after`: how many rounds may still follow; the driver shares the deadline out by it.
@@ -81,29 +78,26 @@ class Round:
     one_of: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
+class Measure(Struct, frozen=True):
     """Sent back: the smallest pairwise likeness of the texts, 0 to 1, and how it was measured."""
 
     texts: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(Struct, frozen=True):
     """Something that belongs into the record; nothing is sent back."""
 
     event: Ballot | Convergence | Decision | Warned
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """The answer, how it came about, and who thought otherwise. Empty text: nobody answered."""
 
     text: str
     how: str = "vote"  # vote, synthesis, chair, single, verbatim
     seat: str = ""
     agreement: float = 1.0
-    dissent: tuple[Position, ...] = field(default=())
+    dissent: tuple[Position, ...] = ()
 
 
 Flow = Generator[Round | Measure | Note, Any, Verdict]

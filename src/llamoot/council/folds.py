@@ -1,6 +1,6 @@
 """Folds over events: the transcript of a run, from which everything else is shown."""
 
-from dataclasses import dataclass, field
+from msgspec import Struct
 
 from llamoot.agents.types import Usage
 from llamoot.council.events import (
@@ -27,14 +27,13 @@ def add_usage(one: Usage, other: Usage) -> Usage:
     return Usage(*(getattr(one, n) + getattr(other, n) for n in Usage.__struct_fields__))
 
 
-@dataclass(slots=True)
-class RoundFold:
+class RoundFold(Struct):
     """What happened in one round, by seat."""
 
     stage: str
     seats: tuple[str, ...]
-    answers: dict[str, Answer] = field(default_factory=dict)
-    failures: dict[str, ExpertFailed] = field(default_factory=dict)
+    answers: dict[str, Answer] = {}
+    failures: dict[str, ExpertFailed] = {}
     finished: bool = False
     likeness: float | None = None
 
@@ -43,17 +42,16 @@ class RoundFold:
         return {**self.failures, **self.answers}
 
 
-@dataclass(slots=True)
-class Transcript:
+class Transcript(Struct):
     """A run as far as its events tell it. `state`: running, finished or failed."""
 
     run: str = ""
     started: CouncilStarted | None = None
-    rounds: dict[int, RoundFold] = field(default_factory=dict)
-    ballots: list[Ballot] = field(default_factory=list)
-    convergence: list[Convergence] = field(default_factory=list)
-    decisions: list[Decision] = field(default_factory=list)
-    warnings: list[Warned] = field(default_factory=list)
+    rounds: dict[int, RoundFold] = {}
+    ballots: list[Ballot] = []
+    convergence: list[Convergence] = []
+    decisions: list[Decision] = []
+    warnings: list[Warned] = []
     state: str = "running"
     text: str = ""
     how: str = ""
@@ -61,7 +59,7 @@ class Transcript:
     agreement: float = 0.0
     dissent: tuple[Position, ...] = ()
     failure: CouncilFailed | None = None
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = Usage()
     calls: int = 0
     cost: float = 0.0
     seconds: float = 0.0

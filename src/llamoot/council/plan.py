@@ -1,7 +1,6 @@
 """What a question would cost, before anything is spent; and afterwards, how wrong that was."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from msgspec import Struct
 
@@ -22,8 +21,7 @@ class Habit(Struct):
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """A prediction. `calls` is the most there can be; `measured`: whether recorded runs of all
     these models stand behind it."""
 

@@ -8,8 +8,9 @@ down to a vote and then to the best single answer, verbatim: an error text is ne
 
 import random
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from llamoot.agents.types import Format, Message
 from llamoot.council import prompts
@@ -19,8 +20,7 @@ from llamoot.council.events import Ballot, Convergence, Decision, Position, Warn
 from llamoot.council.flow import Ask, Flow, Measure, Note, Reply, Round, Seat, Verdict, labels
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
+class Case(Struct, frozen=True):
     """What is asked, who sits, and the rules. `chairs`: seats from strongest to weakest."""
 
     messages: tuple[Message, ...]
@@ -85,7 +85,8 @@ def synthesize(case: Case) -> Flow:
 def debate(case: Case) -> Flow:
     """Answers, then rounds of reading the others', until they converge; then vote or synthesis."""
     asks = tuple(_opening(case, seat, logprobs=True) for seat in case.seats)
-    held = {r.seat: r for r in _answered((yield Round("draft", asks, after=case.max_rounds)))}
+    rounds = case.max_rounds - 1 + (not case.kind.exact)  # that may follow the first
+    held = {r.seat: r for r in _answered((yield Round("draft", asks, after=rounds)))}
     flips: list[str] = []
     for number in range(1, case.max_rounds):
         converged = yield from _converged(case, list(held.values()))
@@ -94,7 +95,7 @@ def debate(case: Case) -> Flow:
         askers = _unconvinced(case, list(held.values())) if number >= case.min_rounds else None
         asks = tuple(_revision(case, held, seat, askers) for seat in case.seats)
         asks = tuple(ask for ask in asks if askers is None or ask.seat in askers)
-        replies = _answered((yield Round("revise", asks, after=case.max_rounds - number)))
+        replies = _answered((yield Round("revise", asks, after=rounds - number)))
         for reply in replies:
             flips += _flip(case, held.get(reply.seat), reply)
         held |= {reply.seat: reply for reply in replies}

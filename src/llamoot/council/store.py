@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
 from llamoot.council.events import AnyEvent, Event, SynthesisToken, Token, decode, encode
@@ -73,16 +74,22 @@ class Store:
             ) from None
         self._waiting: list[tuple[str, int, str, bytes]] = []
 
+    def _do(self, sql: str, values: tuple[object, ...] = ()) -> sqlite3.Cursor:
+        try:
+            return self._db.execute(sql, values)
+        except sqlite3.Error as error:
+            raise LlamootError(f"cannot use the runs in {self.path}: {error}") from None
+
     def create(self, run: str, council: str, question: str, key: str | None = None) -> str:
         """Enter a new run; the id of the run that already has this key, or `run` itself."""
         row = (run, time.time(), council, question, "running", key or None, os.getpid())
-        self._db.execute(
+        self._do(
             "INSERT INTO runs (id, created, council, question, state, key, owner) "
             "VALUES (?,?,?,?,?,?,?) ON CONFLICT (key) DO NOTHING",
             row,
         )
         if key:
-            return str(self._db.execute("SELECT id FROM runs WHERE key=?", (key,)).fetchone()[0])
+            return str(self._do("SELECT id FROM runs WHERE key=?", (key,)).fetchone()[0])
         return run
 
     def append(self, run: str, event: Event) -> None:
@@ -105,23 +112,27 @@ class Store:
             raise LlamootError(f"cannot record the run in {self.path}: {error}") from None
 
     def close_run(self, run: str, state: str, answer: str = "") -> None:
-        self._db.execute("UPDATE runs SET state=?, answer=? WHERE id=?", (state, answer, run))
+        self._do("UPDATE runs SET state=?, answer=? WHERE id=?", (state, answer, run))
 
     def claim(self, run: str) -> None:
         """This process goes on with the run."""
-        self._db.execute("UPDATE runs SET state='running', owner=? WHERE id=?", (os.getpid(), run))
+        self._do("UPDATE runs SET state='running', owner=? WHERE id=?", (os.getpid(), run))
 
     def events(self, run: str, start: int = 0) -> list[AnyEvent]:
         """The events of `run` from number `start` on, in order."""
-        found: Iterable[tuple[bytes]] = self._db.execute(
+        found: Iterable[tuple[bytes]] = self._do(
             "SELECT body FROM events WHERE run=? AND seq>=? ORDER BY seq", (run, start)
         )
-        return [decode(body) for (body,) in found]
+        try:
+            return [decode(body) for (body,) in found]
+        except msgspec.DecodeError as error:
+            why = f"run {run} was recorded by another version of llamoot: {error}"
+            raise LlamootError(why) from None
 
     def runs(self, limit: int = 20, words: str = "") -> list[Row]:
         """The latest runs, newest first; `words`: only those with them in question or answer."""
         like = "%" + words.replace("%", "").replace("_", "\\_") + "%"
-        found = self._db.execute(
+        found = self._do(
             "SELECT id, created, council, question, state, answer, key, owner FROM runs WHERE "
             "question LIKE ? ESCAPE '\\' OR answer LIKE ? ESCAPE '\\' "
             "ORDER BY created DESC, id DESC LIMIT ?",
@@ -138,7 +149,7 @@ class Store:
         if name == "last":
             rows = self.runs(1)
         else:
-            found = self._db.execute(
+            found = self._do(
                 "SELECT id, created, council, question, state, answer, key, owner FROM runs "
                 "WHERE substr(id, 1, ?)=? OR key=? LIMIT 2",
                 (len(name), name, name),
