@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from llamoot.errors import BadRequest
+from llamoot.text.forced import forced_call
 from llamoot.text.output import Delta, OutputParser
 from llamoot.text.syntax import Syntax, detect
 
@@ -162,3 +164,21 @@ def test_every_familys_output_is_taken_apart_in_pieces_of_any_size(  # type: ign
     syntax = detect((shared / "templates" / f"{name}.jinja").read_text())
     pieces = [output[i : i + size] for i in range(0, len(output), size)]
     assert play(syntax, pieces) == (text, reasoning, calls)
+
+
+def test_a_forced_call_is_a_schema_and_is_read_as_a_call(shared):  # type: ignore[no-untyped-def]
+    syntax = detect((shared / "templates" / "Qwen-Qwen3-0.6B.jinja").read_text())
+    forced = forced_call(TOOLS, "required", syntax, reasoning=True)
+    assert forced is not None and forced.suffix == "</think>\n\n<tool_call>\n"
+    assert [form["properties"]["name"]["const"] for form in forced.schema["anyOf"]] == [
+        "weather",
+        "clock",
+    ]
+    text = json.dumps({"name": "weather", "arguments": ARGS})
+    assert play(forced.syntax, [*text]) == ("", "", [W])
+    named = forced_call(TOOLS, "clock", syntax)
+    assert named is not None and named.schema["properties"]["name"] == {"const": "clock"}
+    assert forced_call(TOOLS, "auto", syntax) is None
+    for tools, choice in ((TOOLS, "other"), ([], "required")):
+        with pytest.raises(BadRequest, match="offered"):
+            forced_call(tools, choice, syntax)
