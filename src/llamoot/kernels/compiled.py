@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from llamoot.kernels.cache import LayerCache, Shape
 from llamoot.kernels.library import library
-from llamoot.kernels.memory import aligned
+from llamoot.kernels.memory import address, aligned
 from llamoot.kernels.pack import pack
 from llamoot.kernels.pool import give_back, lease
 from llamoot.kernels.recorder import Recorder
@@ -29,6 +29,7 @@ class Compiled:
         self._step = step
         self.tape = Tape(step, self._pool)
         self.kernels: Kernels = Recorder(self.tape)
+        self._packed: dict[tuple[int, int, tuple[int, ...]], Weight] = {}
         self._closed = False
 
     @property
@@ -50,17 +51,24 @@ class Compiled:
     def weight(
         self, name: str, raw: npt.NDArray[np.uint8], type: int, shape: tuple[int, ...]
     ) -> Weight:
-        """A matrix, packed for the kernels; `raw` is the file's bytes, shape numpy order."""
-        return pack(self._pool, name, raw, type, shape)
+        """A matrix, packed for the kernels; `raw` is the file's bytes, shape numpy order.
+
+        The same bytes are packed once: an embedding table that is also the output matrix.
+        """
+        key = (address(raw), type, shape)
+        if key not in self._packed:
+            self._packed[key] = pack(self._pool, name, raw, type, shape)
+        return self._packed[key]
 
     def table(
         self, name: str, raw: npt.NDArray[np.uint8], type: int, shape: tuple[int, ...]
     ) -> Weight:
         """A matrix whose rows are looked up."""
-        return pack(self._pool, name, raw, type, shape)
+        return self.weight(name, raw, type, shape)
 
     def record(self, forward: Callable[[Kernels], None]) -> None:
-        """Write the forward pass to the tape."""
+        """Write the forward pass to the tape; no weight is asked for after that."""
+        self._packed.clear()
         forward(self.kernels)
         self.tape.finish()
 

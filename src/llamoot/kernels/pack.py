@@ -110,6 +110,7 @@ def pack(pool: Pool, name: str, raw: Bytes, kind: int, shape: tuple[int, ...]) -
     source = np.ascontiguousarray(raw).reshape(-1).view(np.uint8)
     if type in LAYOUTS:
         _pack(pool, packed, source, 0, experts)
+        _let_go(raw)
         return Weight(name, kind, shape, packed, layout.module)
     n_bytes = source.size // experts
     for expert in range(experts):
@@ -136,6 +137,24 @@ def padded(bias: Floats, experts: int, rows: int) -> Floats:
     whole: Floats = aligned((experts, groups * GROUP), np.float32)
     whole[:, :rows] = bias.reshape(experts, rows)
     return whole
+
+
+def _let_go(raw: Bytes) -> None:
+    """Unmap the pages of a mapped file that have been read; a later look brings them back."""
+    base: Any = raw
+    while isinstance(base, np.ndarray | memoryview):
+        base = base.obj if isinstance(base, memoryview) else base.base
+    if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    try:
+        base.size()  # fails for memory without a file, whose contents would be lost
+    except OSError:
+        return
+    offset = address(raw) - address(np.frombuffer(base, np.uint8))
+    first = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (offset + raw.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+    if length > 0:
+        base.madvise(mmap.MADV_DONTNEED, first, length)
 
 
 def _memory(n_bytes: int) -> Bytes:
