@@ -179,6 +179,22 @@ def test_a_forced_call_is_a_schema_and_is_read_as_a_call(shared):  # type: ignor
     named = forced_call(TOOLS, "clock", syntax)
     assert named is not None and named.schema["properties"]["name"] == {"const": "clock"}
     assert forced_call(TOOLS, "auto", syntax) is None
+    shared_name = [
+        {
+            "name": name,
+            "parameters": {
+                "type": "object",
+                "properties": {"x": {"$ref": "#/$defs/X"}},
+                "$defs": {"X": {"type": kind}},
+            },
+        }
+        for name, kind in (("a", "string"), ("b", "integer"))
+    ]
+    forced = forced_call(shared_name, "required", syntax)
+    assert forced is not None
+    refs = [f["properties"]["arguments"]["properties"]["x"]["$ref"] for f in forced.schema["anyOf"]]
+    kinds = [forced.schema["$defs"][ref.removeprefix("#/$defs/")]["type"] for ref in refs]
+    assert kinds == ["string", "integer"]
     for tools, choice in ((TOOLS, "other"), ([], "required")):
         with pytest.raises(BadRequest, match="offered"):
             forced_call(tools, choice, syntax)

@@ -13,6 +13,7 @@ from llamoot.text.syntax import Syntax
 
 # Families that write a call as JSON behind their marker; others are given the JSON alone.
 _JSON = {"hermes": "<tool_call>\n", "granite": "<|tool_call|>", "llama": ""}
+DEFINITIONS = ("$defs", "definitions")
 _READ = Syntax("forced", bare_json=True)
 
 
@@ -42,20 +43,40 @@ def forced_call(
         raise BadRequest("a tool call is required and no tool is offered", "tool_choice")
     names = list(known) if choice == "required" else [choice]
     key = "parameters" if syntax.name == "llama" else "arguments"
-    forms = [_form(name, known[name], key) for name in names]
+    forms, definitions = [], dict[str, Any]()
+    for n, name in enumerate(names):
+        arguments = _renamed(known[name] or {"type": "object"}, f"t{n}_")
+        for where in DEFINITIONS:
+            found = arguments.pop(where, {})
+            definitions |= {f"t{n}_{title}": part for title, part in found.items()}
+        forms.append(_form(name, key, arguments))
     closing = f"{syntax.think[0][1]}\n\n" if reasoning and syntax.think else ""
-    schema = forms[0] if len(forms) == 1 else {"anyOf": forms}
+    schema = {**(forms[0] if len(forms) == 1 else {"anyOf": forms}), "$defs": definitions}
     return Forced(closing + _JSON.get(syntax.name, ""), schema, _READ)
 
 
-def _form(name: str, parameters: dict[str, Any], key: str) -> dict[str, Any]:
-    """The schema of one call; definitions its parameters refer to are lifted to the top."""
-    arguments = parameters or {"type": "object"}
-    lifted = {k: arguments[k] for k in ("$defs", "definitions") if k in arguments}
+def _form(name: str, key: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The schema of one call."""
     return {
         "type": "object",
         "properties": {"name": {"const": name}, key: arguments},
         "required": ["name", key],
         "additionalProperties": False,
-        **lifted,
     }
+
+
+def _renamed(value: Any, prefix: str) -> Any:
+    """A schema whose references name definitions of a common place, apart by `prefix`."""
+    if isinstance(value, Mapping):
+        return {
+            k: _reference(v, prefix) if k == "$ref" else _renamed(v, prefix)
+            for k, v in value.items()
+        }
+    return [_renamed(item, prefix) for item in value] if isinstance(value, list) else value
+
+
+def _reference(value: Any, prefix: str) -> Any:
+    for where in DEFINITIONS:
+        if isinstance(value, str) and value.startswith(f"#/{where}/"):
+            return f"#/$defs/{prefix}{value.removeprefix(f'#/{where}/')}"
+    return value
