@@ -237,6 +237,7 @@ class Recorder:
             normalize=int(how.normalize),
             groups=how.n_groups,
             top_groups=how.top_groups,
+            factor=_floats(how.factor),
             scale=how.scale,
         )
 

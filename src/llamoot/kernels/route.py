@@ -119,6 +119,7 @@ def route(
     normalize: int,
     groups: int,
     top_groups: int,
+    factor: int,
     scale: float,
 ) -> None:
     """ids (T, k) as whole float32 numbers, weights (T, k); address 0 for no bias"""
@@ -138,4 +139,9 @@ def route(
                 store(ids + row * ids_stride + 4 * j, float32(chosen))
                 store(weights + row * weights_stride + 4 * j, load_float(probs + 4 * chosen))
             _weigh(weights + row * weights_stride, top_k, gate, normalize, scale)
+            if factor != 0:
+                for j in range(top_k):
+                    chosen = int(load_float(ids + row * ids_stride + 4 * j))
+                    own = weights + row * weights_stride + 4 * j
+                    store(own, float32(load_float(own) * load_float(factor + 4 * chosen)))
         first, stop = row_pieces(work, rows, experts)

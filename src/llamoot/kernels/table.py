@@ -95,6 +95,7 @@ class Routing:
     scale: float = 1.0
     n_groups: int = 1
     top_groups: int = 1
+    factor: Floats | None = None  # (experts,) multiplies the weight of a chosen expert at the end
     scale_input: bool = False  # llama4: the weight multiplies the expert's input, not its output
     extra: dict[str, float] = field(default_factory=dict)
 

@@ -254,7 +254,8 @@ class TwinKernels:
             # 2^-14 is llama.cpp's guard against a sum that vanished.
             w = w / np.maximum(w.sum(axis=1, keepdims=True), np.float32(6.103515625e-5))
         self._live(ids)[:] = chosen
-        self._live(weights)[:] = w * np.float32(how.scale)
+        factor = np.float32(1) if how.factor is None else how.factor[chosen]
+        self._live(weights)[:] = w * np.float32(how.scale) * factor
 
     def matmul_experts(
         self, out: Buf, w: Weight, x: Buf, ids: Buf, bias: Floats | None = None

@@ -19,7 +19,10 @@ class Attend:
         layer, w, how = block.layer, block.weights, block.how
         q, keys, values = self._project(k, layer, w, h)
         self._place(k, block, q, keys)
-        k.store(block.keys, keys, values)
+        if layer.shares < 0:
+            if self.config.traits.v_norm:
+                k.rmsnorm(values, values, None, self.config.eps, layer.n_kv_heads)
+            k.store(block.keys, keys, values)
         attended = self.s.get("attended", layer.n_heads * layer.v_dim)
         k.attend(attended, q, block.keys, how)
         if self.config.traits.q_gated:
@@ -50,6 +53,10 @@ class Attend:
             return self._gated(k, layer, w, h)
         parts = self.s.get("q", n_q), self.s.get("k", n_k), self.s.get("v", n_v)
         for name, part in zip(("attn_q", "attn_k", "attn_v"), parts):
+            if name not in w.matrices:  # another layer's, or the values are the keys
+                if name == "attn_v" and layer.shares < 0:
+                    k.scale(part, parts[1], 1.0)
+                continue
             k.matmul(part, w.matrices[name], h, w.bias(name))
             if self.config.clamp_qkv:
                 k.clamp(part, part, self.config.clamp_qkv)

@@ -99,6 +99,7 @@ class Config:
     n_turned: int  # dimensions of a head that are rotated
     n_plain: int  # and that are not
     ssm: StateSpace
+    per_layer: int  # width of the embeddings that every layer has of its own; 0 for none
     glu_limits: tuple[float, ...]  # of experts, by layer
     glu_limits_shared: tuple[float, ...]
 
@@ -171,6 +172,7 @@ def read_config(gguf: GGUF) -> Config:
         n_turned=layers[0].n_rot,
         n_plain=_head_dim(keys, layers) - layers[0].n_rot,
         ssm=_state_space(keys),
+        per_layer=keys.whole("embedding_length_per_layer_input") if traits.per_layer else 0,
         glu_limits=_limits(keys, "swiglu_clamp_exp"),
         glu_limits_shared=_limits(keys, "swiglu_clamp_shexp"),
     )

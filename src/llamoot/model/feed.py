@@ -22,6 +22,9 @@ class Feed:
         if "ffn_gate_inp" not in w.matrices:
             self._dense(k, w, "", f, h, 0.0)
             return
+        if t.doubled_norms:
+            self._doubled(k, w, f, h, early)
+            return
         self._routed(k, w, f, h, early, c.glu_limits[i])
         for kind, limit in (("_shexp", c.glu_limits_shared[i]), ("", 0.0)):
             if f"ffn_up{kind}" in w.matrices:
@@ -36,6 +39,21 @@ class Feed:
                 scale = t.shared_scale if kind else t.dense_and_experts
                 if scale != 1.0:
                     k.scale(f, f, scale)
+
+    def _doubled(self, k: Kernels, w: Bound, f: Buf, h: Buf, x: Buf | None) -> None:
+        """f = norm(dense(h)) + norm(experts(norm(x))), routed by a scaled norm of x (gemma 4)."""
+        assert x is not None
+        c, normed, rows = self.config, self.s.get("early", rows=f.rows), f.rows
+        k.rmsnorm(normed, x, w.vectors["ffn_gate_inp.scale"] * np.float32(c.dim**-0.5), c.eps)
+        router = self.s.get("router", c.experts.count, rows)
+        k.matmul(router, w.matrices["ffn_gate_inp"], normed)
+        k.rmsnorm(normed, x, w.vector("pre_ffw_norm_2"), c.eps)
+        self._chosen(k, w, f, normed, router, 0.0)
+        k.rmsnorm(f, f, w.vector("post_ffw_norm_2"), c.eps)
+        other = self.s.get("routed", rows=rows)
+        self._dense(k, w, "", other, h, 0.0)
+        k.rmsnorm(other, other, w.vector("post_ffw_norm_1"), c.eps)
+        k.add(f, f, other)
 
     def before(self, k: Kernels, w: Bound, x: Buf) -> Buf | None:
         """What the experts need of the layer's input: its routing, or a norm of it, or nothing."""
@@ -85,6 +103,11 @@ class Feed:
             h = early if early is not None else h
             router = self.s.get("router", e.count, rows)
             k.matmul(router, w.matrices["ffn_gate_inp"], h, w.bias("ffn_gate_inp"))
+        self._chosen(k, w, f, h, router, limit)
+
+    def _chosen(self, k: Kernels, w: Bound, f: Buf, h: Buf, router: Buf, limit: float) -> None:
+        """f = the weighted sum of what the chosen experts make of h"""
+        t, rows = self.config.traits, f.rows
         ids, weights = self.s.get("expert_ids", rows=rows), self.s.get("expert_weights", rows=rows)
         k.route(ids, weights, router, self._routing(w))
         if t.experts_weigh_input:
@@ -128,6 +151,7 @@ class Feed:
             bias=w.vectors.get("exp_probs_b.bias", w.vector("exp_probs_b")),
             normalize=e.normalize,
             scale=e.scale,
+            factor=w.vector("ffn_down_exps.scale"),
             n_groups=e.n_groups,
             top_groups=e.top_groups,
             scale_input=self.config.traits.experts_weigh_input,

@@ -16,6 +16,7 @@ from llamoot.model.block import Block, norm
 from llamoot.model.config import Config
 from llamoot.model.feed import Feed
 from llamoot.model.latent import Latent
+from llamoot.model.perlayer import PerLayer
 from llamoot.model.recurrent import Delta, Mamba, Mamba2, ShortConv
 from llamoot.model.scratch import Scratch
 from llamoot.model.weights import Bound, Weights
@@ -35,6 +36,7 @@ class Forward:
     ) -> None:
         self.config, self.weights, self.blocks, self.s = config, weights, blocks, scratch
         self.feed = Feed(config, scratch)
+        self.own = PerLayer(config, scratch)
         self.mixers: dict[str, Mixer] = {
             "attention": Attend(config, scratch),
             "latent": Latent(config, scratch),
@@ -59,6 +61,8 @@ class Forward:
             k.embed_pos(x, x, w.matrices["position_embd"])
         if c.traits.embd_norm:
             norm(k, c, x, x, w, c.traits.embd_norm)
+        if c.per_layer:
+            self.own.begin(k, w, x)
         if c.traits.embd_bare_norm:
             k.rmsnorm(x, x, None, c.eps)
 
@@ -88,6 +92,10 @@ class Forward:
             self._feed(k, i, w, x, into if parallel or not mixes else x, own, early)
         if parallel:
             k.add(x, x, o, c.residual_scale)
+        if c.per_layer:
+            self.own.add(k, i, w, x)
+        if "layer_output_scale" in w.vectors:
+            k.scale(x, x, float(w.vectors["layer_output_scale"][0]))
 
     def _feed(
         self, k: Kernels, i: int, w: Bound, x: Buf, into: Buf, own: bool, early: Buf | None
@@ -98,7 +106,7 @@ class Forward:
         if own:
             into = self.s.get("h" if rows == "tokens" else "h_out", rows=rows)
             norm(k, c, into, x, w, t.ffn_norm)
-        self.feed.run(k, i, w, f, into, early)
+        self.feed.run(k, i, w, f, into, x if t.doubled_norms else early)
         if t.ffn_post_norm and not t.norm_after_add:
             norm(k, c, f, f, w, t.ffn_post_norm)
         k.add(x, x, f, c.residual_scale)

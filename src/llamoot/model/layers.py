@@ -27,6 +27,7 @@ class Layer:
     ff: int
     kind: Kind = "attention"
     has_ffn: bool = True
+    shares: int = -1  # the layer whose keys and values it reads instead of own ones
 
     @property
     def recurrent(self) -> bool:
@@ -37,6 +38,11 @@ class Layer:
     def cached(self) -> bool:
         """Whether it keeps keys and values."""
         return self.kind in ("attention", "latent", "beside")
+
+    @property
+    def caches(self) -> bool:
+        """Whether the cache is its own."""
+        return self.cached and self.shares < 0
 
     @property
     def conv(self) -> str:
@@ -128,8 +134,16 @@ def layers_of(keys: Keys, traits: Traits, dim: int, window: int) -> tuple[Layer,
         inner = ff[i] // 2 if traits.ff_halved else ff[i]
         has_ffn = not traits.no_ffn and (bool(inner) or not traits.one_mixer)
         kind = _kind(traits, kv, has_ffn, listed[i])
-        layers.append(Layer(heads[i], kv, k_dim, v_dim, n_rot, windowed[i], inner, kind, has_ffn))
+        shares = _shared(keys, i, windowed)
+        own_ = Layer(heads[i], kv, k_dim, v_dim, n_rot, windowed[i], inner, kind, has_ffn, shares)
+        layers.append(own_)
     return tuple(layers)
+
+
+def _shared(keys: Keys, i: int, windowed: list[bool]) -> int:
+    """The last layers may read the cache of the last ones of their kind before them, else -1."""
+    first = keys.n_layers - keys.whole("attention.shared_kv_layers")
+    return first - (2 if windowed[i] else 1) if i >= first else -1
 
 
 def _kind(traits: Traits, kv_heads: int, has_ffn: bool, listed: bool) -> Kind:

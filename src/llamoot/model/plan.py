@@ -63,7 +63,7 @@ def choose_sizes(
 
 def cache_block_bytes(config: Config, cache_type: CacheType) -> int:
     """Bytes of one block of BLOCK positions over all layers."""
-    shapes = [Shape(c.n_kv_heads, c.head_dim, c.v_dim) for c in config.layers if c.cached]
+    shapes = [Shape(c.n_kv_heads, c.head_dim, c.v_dim) for c in config.layers if c.caches]
     return sum(block_bytes(shape, cache_type) for shape in shapes)
 
 

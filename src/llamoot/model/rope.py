@@ -26,6 +26,8 @@ def rope_of(config: Config, layer: Layer, factors: Floats | None) -> Rope | None
     base = config.rope_base_windowed if windowed else config.rope_base
     powers = np.arange(0, n, 2, dtype=np.float64) / n
     freqs = np.power(base, -powers)
+    if windowed and config.traits.window_no_factors:
+        factors = None
     if factors is not None:
         freqs = freqs / factors[: n // 2].astype(np.float64)
     scaling, scale = config.rope_scaling, config.rope_scaling.attn_factor

@@ -51,9 +51,9 @@ class Runner:
         specs = specs_of(gguf, config)
         self.weights: Weights = bind(gguf, config, executor)
         self._scratch = Scratch(needs(config, specs), executor)
-        self._blocks = [
-            self._block(layer, bound) for layer, bound in zip(config.layers, self.weights.layers)
-        ]
+        self._blocks: list[Block] = []
+        for layer, bound in zip(config.layers, self.weights.layers):
+            self._blocks.append(self._block(layer, bound))
         executor.record(Forward(config, self.weights, self._blocks, self._scratch))
 
     def _block(self, layer: Layer, bound: Bound) -> Block:
@@ -74,7 +74,9 @@ class Runner:
             alibi=alibi_slopes(layer.n_heads, c.alibi) if c.alibi else None,
         )
         cache = None
-        if layer.cached:
+        if layer.shares >= 0:
+            cache = self._blocks[layer.shares].cache
+        elif layer.cached:
             shape = layer.n_kv_heads, layer.head_dim, layer.v_dim
             cache = self._executor.cache(self.n_blocks, *shape, self.cache_type)
         rope = rope_of(c, layer, factors) if layer.cached else None
@@ -86,7 +88,8 @@ class Runner:
 
     @property
     def caches(self) -> list[Cache]:
-        return [block.cache for block in self._blocks if block.cache is not None]
+        own = (block.cache for block in self._blocks if block.layer.caches)
+        return [cache for cache in own if cache is not None]
 
     @property
     def has_logits(self) -> bool:

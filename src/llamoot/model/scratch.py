@@ -75,6 +75,7 @@ def _each(config: Config, specs: list[list[Spec]]) -> Iterator[Need]:
             yield Need("ssm_out", max(config.ssm.inner, 1))
             yield Need("ssm_beta", max(config.ssm.heads, 1))
             yield Need("ssm_decay", max(config.ssm.heads, 1))
+        yield Need("v", max(layer.n_kv_heads * layer.v_dim, 1))
         if config.traits.q_gated and layer.cached:
             yield Need("q_own", layer.n_heads * layer.head_dim)
             yield Need("q_gate", layer.n_heads * layer.head_dim)
@@ -86,6 +87,11 @@ def _each(config: Config, specs: list[list[Spec]]) -> Iterator[Need]:
             shape = spec.shapes[0] if len(spec.shapes[0]) > 1 else (1, 1)
             per_row = used if matrix.endswith("_exps") else 1
             yield Need(FILLED[matrix], shape[-2], per_row)
+    if config.per_layer:
+        yield Need("ple", config.per_layer * len(config.layers))
+        yield Need("ple_own", config.per_layer * len(config.layers))
+        yield Need("ple_out", config.per_layer)
+        yield Need("ple_gate", config.per_layer)
     if used:
         yield Need("expert_ids", used)
         yield Need("expert_weights", used)
@@ -94,7 +100,7 @@ def _each(config: Config, specs: list[list[Spec]]) -> Iterator[Need]:
         t = config.traits
         if t.router_reads_input:
             yield Need("early_out", config.experts.count)
-        elif t.experts_norm:
+        elif t.experts_norm or t.doubled_norms:
             yield Need("early", config.dim)
             yield Need("early_out", config.dim)
 

@@ -35,6 +35,11 @@ def model_specs(config: Config, find: Find) -> Iterator[Spec]:
         yield from _norm(config, t.embd_norm, dim)
     if t.output_norm:
         yield from _norm(config, t.output_norm, dim)
+    if config.per_layer:
+        wide = config.per_layer * len(config.layers)
+        yield Spec("per_layer_token_embd.weight", ((vocab, wide),), "table")
+        yield Spec("per_layer_model_proj.weight", ((wide, dim),))
+        yield Spec("per_layer_proj_norm.weight", ((config.per_layer,),), "vector")
     if t.token_types:
         types = find("token_types.weight") or (1,)
         n_types = types[0] if len(types) > 1 else 1
@@ -64,6 +69,8 @@ def layer_specs(config: Config, i: int, find: Find) -> Iterator[Spec]:
     parts += [MIXERS[kind](config, layer, here) for kind in _kinds(config, layer)]
     if layer.has_ffn:
         parts.append(_ffn(config, layer, here))
+    if config.per_layer:
+        parts.append(_per_layer(config))
     for part in parts:
         for spec in part:
             if spec.name not in config.traits.ignored:
@@ -114,15 +121,20 @@ def _attention(config: Config, layer: Layer, find: Find) -> Iterator[Spec]:
         yield from _linear("attn_qkv", q + k + v, dim)
     else:
         yield from _linear("attn_q", q * (2 if config.traits.q_gated else 1), dim)
-        yield from _linear("attn_k", k, dim)
-        yield from _linear("attn_v", v, dim)
+        if layer.shares < 0:
+            yield from _linear("attn_k", k, dim)
+        if layer.shares < 0 and not (config.traits.v_norm and find("attn_v.weight") is None):
+            yield from _linear("attn_v", v, dim)
     yield from _linear("attn_output", dim, layer.n_heads * layer.v_dim)
     for name, heads in (("attn_q_norm", layer.n_heads), ("attn_k_norm", layer.n_kv_heads)):
         d = layer.head_dim
         shapes = ((d,), (heads * d,), (heads, d))
-        if find("attn_q_norm.weight") and find("attn_k_norm.weight"):
+        if layer.shares >= 0 and name == "attn_k_norm":
+            continue
+        if find("attn_q_norm.weight") and (find("attn_k_norm.weight") or layer.shares >= 0):
             yield Spec(f"{name}.weight", shapes, "vector")
             yield Spec(f"{name}.bias", shapes, "vector", False)
+    yield Spec("layer_output_scale.weight", ((1,),), "vector", False)
     yield Spec("attn_sinks.weight", ((layer.n_heads,),), "vector", False)
     if find("attn_gate.weight"):
         wide = layer.n_heads * layer.v_dim
@@ -161,6 +173,12 @@ def _ffn(config: Config, layer: Layer, find: Find) -> Iterator[Spec]:
         yield from _dense(config, config.dim if wide else layer.ff)
 
 
+def _per_layer(config: Config) -> Iterator[Spec]:
+    yield Spec("inp_gate.weight", ((config.per_layer, config.dim),))
+    yield Spec("proj.weight", ((config.dim, config.per_layer),))
+    yield Spec("post_norm.weight", ((config.dim,),), "vector")
+
+
 def _dense(config: Config, ff: int) -> Iterator[Spec]:
     shape, dim = config.traits.ffn, config.dim
     if shape == "gated":
@@ -176,6 +194,11 @@ def _experts(config: Config, dense_ff: int, find: Find) -> Iterator[Spec]:
     yield from _linear("ffn_gate_inp", n, dim)
     for name in ("exp_probs_b.bias", "exp_probs_b"):
         yield Spec(name, ((n,),), "vector", False)
+    yield Spec("ffn_down_exps.scale", ((n,),), "vector", False)
+    if config.traits.doubled_norms:
+        yield Spec("ffn_gate_inp.scale", ((dim,),), "vector")
+        for name in ("pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2"):
+            yield from _norm(config, name, dim)
     if config.traits.experts_norm:
         yield from _norm(config, config.traits.experts_norm, dim)
     fused = find("ffn_gate_up_exps.weight")

@@ -28,6 +28,7 @@ class Traits:
     rope_at_layers: int = 0  # rope only in models of so many layers (0: all)
     alibi: float = 0.0  # largest bias where the file does not say
     alibi_at_layers: int = 0  # ALiBi only in models of so many layers (0: all)
+    per_layer: bool = False  # each layer adds embeddings of its own (gemma 4 E models)
     learned_positions: bool = False  # position_embd is added to the embeddings
     token_types: bool = False  # and the first row of token_types, where there is one
     headless: bool = False  # an encoder: hidden rows are all there is, no logits
@@ -55,6 +56,7 @@ class Traits:
     attn_softcap: float = 0.0  # default of attn_logit_softcapping, where it is used at all
     qk_norm_after_rope: bool = False
     qk_norm_l2: bool = False  # weightless norm of queries and keys after rope (llama4)
+    v_norm: bool = False  # weightless norm of the values
     attn_gate: Act = "sigmoid"  # of the output gate, where there is one
     temperature: Literal["", "all", "ropeless"] = ""  # layers whose queries grow with the position
     temperature_scale: float = 0.0  # defaults of attention.temperature_*
@@ -80,6 +82,7 @@ class Traits:
     window_min_layers: int = 0  # fewer layers: no window at all
     window_base: float = 0.0  # rope base of windowed layers; 0: as the others
     window_unscaled: bool = False  # rope of windowed layers ignores scaling
+    window_no_factors: bool = False  # frequency factors are for full layers only
     window_chunk: bool = False  # chunks, not a sliding window (llama4)
     # feed-forward
     act: Act = "silu"
@@ -96,6 +99,7 @@ class Traits:
     dense_and_experts: float = 0.0  # a dense feed-forward beside the routed one, sum scaled so
     shared_scale: float = 1.0  # of the sum of routed and shared experts
     experts_norm: str = ""  # experts read this norm of the layer's input, not the feed-forward's
+    doubled_norms: bool = False  # dense and routed have norms of their own (gemma 4)
     router_reads_input: bool = False  # the router reads the layer's input before any norm
     # scales
     embed_scale: Literal["", "sqrt_dim"] = ""
