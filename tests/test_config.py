@@ -194,6 +194,13 @@ def test_a_missing_file_is_one_sentence() -> None:
         load("nowhere.toml")
 
 
+def test_a_local_model_is_sized_by_its_file_where_its_name_does_not_tell(tmp_path: Path) -> None:
+    (tmp_path / "plain.gguf").write_bytes(b"G" * 1000)
+    config = asyncio.run(api.configure(None, [str(tmp_path / "plain.gguf"), "gone.gguf"]))
+    sizes = [place.size for place in api.panel(config).places]
+    assert sizes == [pytest.approx(1.7e-6), None]
+
+
 def test_members_can_be_named_in_a_word() -> None:
     config = parse(GOOD, "x.toml")
     assert api.member("ada*2", config) == AgentConf(agent="ada", samples=2)

@@ -15,14 +15,16 @@ from llamoot.agents.embeddings import RemoteEmbedder
 from llamoot.agents.files import find_model
 from llamoot.agents.types import AgentSpec, Embedder, Message
 from llamoot.council import council
+from llamoot.council import panel as panels
 from llamoot.council.config import AgentConf, Config, CouncilConf, check, find, load
 from llamoot.council.events import Event
 from llamoot.council.folds import Transcript
-from llamoot.council.panel import Panel, panel, size_of
+from llamoot.council.panel import Panel
 from llamoot.council.store import Store
 from llamoot.errors import ConfigError, LlamootError
 
 _MEMBER = re.compile(r"(?P<what>.+?)(?:\*(?P<samples>\d+))?")
+_WEIGHTS_PER_BYTE = 1.7
 _SAMPLES = 3  # of one model, where one is all there is
 
 
@@ -108,8 +110,24 @@ def _found(specs: Sequence[AgentSpec]) -> tuple[tuple[AgentConf, ...], str]:
         )
     paths = {spec.model: find_model(spec.model) for spec in specs}
     best = max(specs, key=lambda spec: paths[spec.model].stat().st_size)
-    made = AgentConf(model=best.model, samples=_SAMPLES, size=size_of(paths[best.model].name))
+    made = AgentConf(model=best.model, samples=_SAMPLES)
     return (made,), f"the model file {paths[best.model].name}"
+
+
+def panel(config: Config, name: str = "") -> Panel:
+    """The panel of a council; a local model whose name does not tell its size is given the one
+    that its file has at four to five bits a weight."""
+    made = panels.panel(config, name)
+    places = []
+    for place in made.places:
+        if place.size is None and not place.spec.base_url and not place.spec.script:
+            try:
+                size = find_model(place.spec.model).stat().st_size * _WEIGHTS_PER_BYTE / 1e9
+            except LlamootError:  # it will say so when it is asked
+                size = None
+            place = msgspec.structs.replace(place, size=size)
+        places.append(place)
+    return msgspec.structs.replace(made, places=tuple(places))
 
 
 def store_or_memory(path: Path | None, warn: Callable[[str], None]) -> Store:

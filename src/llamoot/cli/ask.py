@@ -15,7 +15,6 @@ from llamoot.cli import render
 from llamoot.council.council import answered
 from llamoot.council.events import Event, encode
 from llamoot.council.folds import Transcript
-from llamoot.council.panel import panel
 from llamoot.council.plan import learn, predict
 from llamoot.council.run import Run
 from llamoot.errors import BadRequest
@@ -87,7 +86,7 @@ async def _ask(
     if config.origin.startswith(("found", "the model")) and not quiet:
         render.note(f"no llamoot.toml: asking {config.origin}")
     store = api.store_or_memory(None, render.note)
-    made = panel(config)
+    made = api.panel(config)
     council = api.Council.of(made, store)
     try:
         done = await played(council.start(question, key=key, listener=listener))

@@ -11,7 +11,6 @@ from llamoot.agents.types import AgentSpec, ChatRequest, Message, Sampling
 from llamoot.cli import ask as asking
 from llamoot.cli import render
 from llamoot.council.calls import Member
-from llamoot.council.panel import panel
 from llamoot.errors import LlamootError
 
 _QUESTION = "What is 2 + 2? Answer with a number."
@@ -25,7 +24,7 @@ def doctor(
     json: asking.Json = False,
 ) -> None:
     """Ask each member; the exit code is 3 if the quorum or the chair does not answer."""
-    made = panel(asyncio.run(api.configure(config, member or [], council=council)))
+    made = api.panel(asyncio.run(api.configure(config, member or [], council=council)))
     rows = asyncio.run(_visit(api.Council.of(made), deadline))
     quorum = sum(row["ok"] for row in rows if row["expert"]) >= made.rules.quorum
     chair = any(row["ok"] for row in rows if row["label"] == made.chairs[0])

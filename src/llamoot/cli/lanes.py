@@ -31,7 +31,6 @@ class Lanes:
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
         self.names: dict[str, str] = {}
         self.text: dict[str, str] = {}
-        self.mark: dict[str, str] = {}
         self.title = ""
         self.began = self.drawn = 0.0
 
@@ -48,13 +47,14 @@ class Lanes:
             self.console.print(progress(event), style="dim")
         elif isinstance(event, RoundStarted):
             self.title, self.began = progress(event), time.monotonic()
-            self.text, self.mark = dict.fromkeys(event.seats, ""), dict.fromkeys(event.seats, "…")
+            # The seats of the last stage are a ladder: only who is asked gets a lane.
+            seats = () if event.stage == "synthesis" else event.seats
+            self.text = dict.fromkeys(seats, "")
             self.console.print(self.title, style="bold")
         elif isinstance(event, Token | SynthesisToken):
             said = self.text.get(event.seat, "") + (event.text or event.reasoning)
             self.text[event.seat] = said[-400:]
         elif isinstance(event, Answer | ExpertFailed):
-            self.mark.pop(event.seat, None)
             self.text.pop(event.seat, None)
             mark = _MARKS.get(event.status, "✗")
             line = progress(event).strip()
@@ -72,7 +72,7 @@ class Lanes:
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         width = max(self.console.width - 24, 20)
         for seat, text in self.text.items():
-            name = f" {self.mark.get(seat, ' ')} {seat} {self.names.get(seat, '')}"[:22]
+            name = f" … {seat} {self.names.get(seat, '')}"[:22]
             table.add_row(Text(name, style="cyan"), Text(brief(text, width)))
         seconds = f"{time.monotonic() - self.began:.0f} s" if self.began and self.text else ""
         return Group(table, Text(seconds, style="dim")) if self.text else Group(Text(""))

@@ -76,7 +76,8 @@ def _verb(args: list[str]) -> int:
         width = max(len(verb) for verb in VERBS)
         rows = "\n".join(f"  {verb:{width}}  {sentence}" for verb, sentence in VERBS.items())
         print(f"llamoot: several language models answer as one\n\n{rows}\n")
-        print("`llamoot VERB --help` explains each.")
+        print("`llamoot VERB --help` explains each. Exit codes: 0 answered, 2 wrong usage or")
+        print("configuration, 3 no answer, 4 deadline, 5 budget, 6 a model failed, 130 stopped.")
         return 0
     if args[0] in ("--version", "-V"):
         print(f"llamoot {__version__}")

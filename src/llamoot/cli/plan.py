@@ -13,7 +13,7 @@ from llamoot.agents.types import Message
 from llamoot.cli import ask as asking
 from llamoot.cli import render
 from llamoot.council.folds import Transcript
-from llamoot.council.panel import Panel, panel
+from llamoot.council.panel import Panel
 from llamoot.council.plan import Plan, learn, predict
 
 
@@ -28,7 +28,7 @@ def plan(
 ) -> None:
     """Predict calls, tokens, seconds, money and memory, from recorded runs where there are any."""
     changes = {"council": council, "protocol": protocol, "samples": samples}
-    made = panel(asyncio.run(api.configure(config, member or [], **changes)))
+    made = api.panel(asyncio.run(api.configure(config, member or [], **changes)))
     store = api.store_or_memory(None, render.note)
     runs = store.transcripts()
     store.close()

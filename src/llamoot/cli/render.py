@@ -97,7 +97,10 @@ def cost_line(done: Transcript) -> str:
 
 def plan_line(errors: dict[str, float]) -> str:
     """How wrong the plan was, in one line."""
-    parts = [f"{error:+.0%} {name}" for name, error in errors.items()]
+    parts = [
+        f"{error:+.0%} {name}" if error < 2 else f"{error + 1:,.0f} times the {name}"
+        for name, error in errors.items()
+    ]
     return "plan was off by " + ", ".join(parts) if parts else "nothing to compare the plan with"
 
 
