@@ -215,6 +215,65 @@ def test_sizes_are_read_from_model_names() -> None:
     assert size_of("gpt-4o") is None
 
 
+# What the seed's council got wrong (its defects a.4 and d.10), by name
+
+
+def test_seed_defect_a4_the_nineteenth_expert_is_not_the_synthesizer() -> None:
+    agents = scripted(*(by_stage(draft=f"text {i}") for i in range(28)))
+    chair = ScriptedAgent("chair", "the end")
+    done = play(seat(agents, chair=chair, protocol="synthesize"), OPEN)
+    assert done.members["S"].id == "S" and done.members["AB"].id == "AB"
+    assert (done.text, done.seat) == ("the end", "chair")
+    assert done.rounds[1].answers.keys() == set(labels(28)) and len(chair.requests) == 1
+
+
+def test_seed_defect_a4_one_unreachable_agent_does_not_abort_the_build() -> None:
+    def open_agent(spec: Any) -> Any:
+        if spec.id == "B":
+            raise BadRequest("the endpoint is down")
+        return ScriptedAgent(spec.id, "42")
+
+    made = seat(scripted("", "", ""), protocol="vote").panel
+    assert play(Council(made, open_agent)).text == "42"
+
+
+def test_seed_defect_d10_one_outlier_is_outvoted_and_named() -> None:
+    done = play(seat(scripted("42", "42", "a verbose outlier: 7"), protocol="debate"))
+    assert done.text == "42" and [p.seats for p in done.dissent] == [("C",)]
+
+
+def test_seed_defect_d10_embedding_does_not_block_the_loop() -> None:
+    class Slow:
+        async def embed(self, texts: list[str]) -> list[list[float]]:
+            await asyncio.sleep(60)
+            return []
+
+    agents = scripted(*(by_stage(draft=f"text {n}", synthesis="end") for n in "abc"))
+    done = play(seat(agents, protocol="debate", embedder=Slow(), deadline=2.0), OPEN)
+    assert done.text == "end" and done.seconds < 2.0
+    assert done.convergence[0].measure == "lexical"
+
+
+def test_seed_defect_a9_denial_is_not_agreement() -> None:
+    texts = {"A": "it is safe to eat", "B": "it is not safe to eat"}
+    agents = scripted(*(by_stage(draft=t, synthesis="end") for t in texts.values()))
+    done = play(seat(agents, protocol="debate"), OPEN)
+    assert not done.convergence[0].converged
+
+
+def test_members_of_one_model_share_one_agent() -> None:
+    opened = []
+
+    def open_agent(spec: Any) -> Any:
+        opened.append(spec)
+        return ScriptedAgent(spec.id, "42")
+
+    spec = AgentSpec(id="file", model="file.gguf")
+    made = seat(scripted("", "", ""), protocol="vote").panel
+    made = replace(made, places=tuple(replace(p, spec=spec) for p in made.places))
+    assert play(Council(made, open_agent)).text == "42" and len(opened) == 1
+
+
 # The driver
 
 

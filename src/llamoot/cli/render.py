@@ -146,6 +146,9 @@ def markdown(done: Transcript) -> str:
         for b in done.ballots:
             vote = " > ".join(" = ".join(group) for group in b.ranking) or b.choice or "abstains"
             lines += [f"| {b.seat} | {brief(vote, 60)} | {b.weight:.2f} |"]
+    flips = [flip for decision in done.decisions for flip in decision.flips]
+    if flips:
+        lines += ["", "## Changes of mind", "", *(f"- {flip}" for flip in flips)]
     if done.dissent:
         lines += ["", "## Dissent", "", *dissent_lines(done)]
     if done.warnings:
