@@ -164,7 +164,7 @@ class Calls:
         if isinstance(error, LlamootError):
             return self._failed(task, "error", error.code, str(error))
         if error is not None:
-            return self._failed(task, "error", "internal", f"{type(error).__name__} in the agent")
+            return self._failed(task, "error", "internal", f"{type(error).__name__} in it: {error}")
         text = "".join(call.text)
         if call.spent_out:
             return self._failed(task, "budget", "budget", "the budget is spent")
