@@ -255,7 +255,7 @@ class Executor(Protocol):
     def table(
         self, name: str, raw: npt.NDArray[np.uint8], type: int, shape: tuple[int, ...]
     ) -> Weight:
-        """A matrix whose rows `embed` and `embed_pos` look up; it may stay in the file's form."""
+        """A matrix whose rows are looked up; `matmul` takes it too: embeddings may be tied."""
         ...
 
     def weight(

@@ -84,10 +84,7 @@ def bind(gguf: GGUF, config: Config, executor: Executor) -> Weights:
     wanted = specs_of(gguf, config)
     model, *layers = (_bind_one(gguf, specs, executor) for specs in wanted)
     if "output" not in model.matrices and not config.traits.headless:
-        table = gguf.tensors["token_embd.weight"]
-        model.matrices["output"] = executor.weight(
-            "token_embd.weight", table.raw, int(table.type), table.shape
-        )
+        model.matrices["output"] = model.matrices["token_embd"]
     return Weights(model, layers)
 
 
