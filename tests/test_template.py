@@ -217,6 +217,24 @@ def test_a_damaged_template_is_an_error_or_renders(shared, data):  # type: ignor
         assert "\n" not in str(error)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_several_calls_of_a_turn_and_their_answers_reach_every_prompt(shared, name):  # type: ignore[no-untyped-def]
+    calls = [
+        {"id": f"abcdefg{i}0", "name": f"tool{i}", "arguments": f'{{"k": "arg{i}"}}'} for i in "12"
+    ]
+    turn = {"role": "assistant", "content": "", "tool_calls": calls}
+    answers = [
+        {"role": "tool", "tool_call_id": call["id"], "content": f"result{n}"}
+        for n, call in enumerate(calls, 1)
+    ]
+    tools = [{"name": "tool1"}, {"name": "tool2", "description": "two"}]
+    text = open_template(shared, name).render([S, U, turn, *answers], tools=tools).text
+    for word in ("tool1", "arg1", "result1", "tool2", "arg2", "result2"):
+        assert word in text, word
+    if name.startswith(("meta", "openai")):  # one call a turn: its answer follows it
+        assert text.index("arg1") < text.index("result1") < text.index("arg2")
+
+
 def test_a_refusal_of_the_template_is_the_callers_error(shared):  # type: ignore[no-untyped-def]
     template = open_template(shared, "mistralai-Mistral-Nemo-Instruct-2407")
     with pytest.raises(BadRequest, match="alternate"):

@@ -19,6 +19,7 @@ from jinja2.exceptions import SecurityError, TemplateError
 
 from llamoot.errors import BadRequest, ModelFileError
 from llamoot.gguf.metadata import Metadata, Strings
+from llamoot.text.adapt import as_text, calls_as_text, complete_tool, fold_system, one_call_each
 from llamoot.text.mask import Mask
 from llamoot.text.sandbox import (
     MAX_SOURCE,
@@ -37,13 +38,6 @@ CHATML = (
     "{{ bos_token if add_bos else '' }}{% for message in messages %}"
     "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-TOOL_PROMPT = (
-    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
-    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n{}\n"
-    "</tools>\n\nFor each function call, return a json object with function name and arguments "
-    "within <tool_call></tool_call> XML tags:\n<tool_call>\n"
-    '{{"name": <function-name>, "arguments": <args-json-object>}}\n</tool_call>'
 )
 # Whatever an expression of a template can raise when its inputs do not suit it.
 FAILURES = (
@@ -121,8 +115,11 @@ class ChatTemplate:
         ModelFileError where it runs too long or writes too much.
         """
         mask = Mask(self._control)
-        offered = [{"type": "function", "function": tool.get("function", tool)} for tool in tools]
+        functions = [dict(tool.get("function", tool)) for tool in tools]
         chat = [self._message(message) for message in messages]
+        if self.adapt:
+            functions = [complete_tool(function) for function in functions]
+        offered = [{"type": "function", "function": function} for function in functions]
         if self.adapt:
             chat, offered = self._adapted(chat, offered)
         hidden = [_masked(mask, message) for message in chat]
@@ -137,11 +134,13 @@ class ChatTemplate:
     ) -> tuple[list[dict[str, Any]], list[Any]]:
         """Messages and tools, with what the template has no place for written into the texts."""
         if tools and not self.takes_tools:
-            chat, tools = _as_text(chat, tools), []
+            chat, tools = as_text(chat, tools), []
         elif "tool_calls" not in self.source:
-            chat = [_calls_as_text(message) for message in chat]
+            chat = [calls_as_text(message) for message in chat]
+        elif any(len(m.get("tool_calls", ())) > 1 for m in chat) and not self._takes_calls:
+            chat = one_call_each(chat)
         if chat and chat[0]["role"] in ("system", "developer") and not self._keeps_system:
-            chat = _fold_system(chat)
+            chat = fold_system(chat)
         return chat, tools
 
     def _render(
@@ -178,22 +177,21 @@ class ChatTemplate:
     @cached_property
     def _keeps_system(self) -> bool:
         """Whether a system message reaches the prompt."""
-        user = {"role": "user", "content": "hello"}
-        text = self._probe({"role": "system", "content": "probe17"}, user)
-        return (text is not None and "probe17" in text) or self._probe(user) is None
+        text = self._probe({"role": "system", "content": "probe17"}, _USER)
+        return (text is not None and "probe17" in text) or self._probe(_USER) is None
 
     @cached_property
     def _no_content(self) -> str | None:
         """The content of a turn that only calls tools: none, where the template knows that."""
-        user = {"role": "user", "content": "hello"}
-        call = {"name": "f", "arguments": {}}
-        turn = {
-            "role": "assistant",
-            "tool_calls": [{"id": "a" * 9, "type": "function", "function": call}],
-        }
-        empty = self._probe(user, {**turn, "content": ""})
-        none = self._probe(user, {**turn, "content": None})
+        empty = self._probe(_USER, _turn("", "f"))
+        none = self._probe(_USER, _turn(None, "f"))
         return None if none is not None and (empty is None or len(none) < len(empty)) else ""
+
+    @cached_property
+    def _takes_calls(self) -> bool:
+        """Whether a turn may have several calls."""
+        both = self._probe(_USER, _turn(self._no_content, "probe17", "probe18"))
+        return both is not None and "probe17" in both and "probe18" in both
 
     def _message(self, message: Message) -> dict[str, Any]:
         """A message as templates expect it: arguments as objects, no key that says nothing."""
@@ -239,6 +237,17 @@ class ChatTemplate:
         return hashlib.sha256(text.encode()).hexdigest()[:9]
 
 
+_USER = {"role": "user", "content": "hello"}
+
+
+def _turn(content: str | None, *names: str) -> dict[str, Any]:
+    calls = [
+        {"id": f"aaaaaaaa{n}", "type": "function", "function": {"name": name, "arguments": {}}}
+        for n, name in enumerate(names)
+    ]
+    return {"role": "assistant", "content": content, "tool_calls": calls}
+
+
 def _masked(mask: Mask, message: dict[str, Any]) -> dict[str, Any]:
     own = OWN_TEXT if message["role"] == "assistant" else ()
     return {
@@ -250,44 +259,6 @@ def _masked(mask: Mask, message: dict[str, Any]) -> dict[str, Any]:
 def _short(error: BaseException) -> str:
     text = " ".join(str(error).split())[:200]
     return text or type(error).__name__
-
-
-def _fold_system(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The system message put before the first user message, for templates that have no such."""
-    system, rest = chat[0]["content"], chat[1:]
-    for i, message in enumerate(rest):
-        if message["role"] == "user" and isinstance(message["content"], str):
-            folded = {**message, "content": f"{system}\n\n{message['content']}"}
-            return [*rest[:i], folded, *rest[i + 1 :]]
-    return [{"role": "user", "content": system}, *rest]
-
-
-def _calls_as_text(message: dict[str, Any]) -> dict[str, Any]:
-    """The calls of a turn written into its content, for templates that would leave them out."""
-    message = dict(message)
-    for call in message.pop("tool_calls", ()):
-        body = json.dumps(call["function"], ensure_ascii=False)
-        before = f"{message['content']}\n" if message["content"] else ""
-        message["content"] = f"{before}<tool_call>\n{body}\n</tool_call>"
-    return message
-
-
-def _as_text(chat: list[dict[str, Any]], tools: list[Any]) -> list[dict[str, Any]]:
-    """Tools, calls and results written into the messages, for templates that know no tools."""
-    prompt = TOOL_PROMPT.format("\n".join(json.dumps(t, ensure_ascii=False) for t in tools))
-    out: list[dict[str, Any]] = []
-    for message in chat:
-        message = _calls_as_text(message)
-        if message["role"] == "tool":
-            content = f"<tool_response>\n{message['content']}\n</tool_response>"
-            if out and out[-1].get("answers"):
-                out[-1]["content"] += f"\n{content}"
-                continue
-            message = {"role": "user", "content": content, "answers": True}
-        out.append(message)
-    if out and out[0]["role"] == "system":
-        return [{**out[0], "content": f"{out[0]['content']}\n\n{prompt}"}, *out[1:]]
-    return [{"role": "system", "content": prompt}, *out]
 
 
 def load_template(metadata: Metadata, tokenizer: Tokenizer, path: object = "model") -> ChatTemplate:
