@@ -158,6 +158,15 @@ def test_help_names_every_verb_and_option(capsys: pytest.CaptureFixture[str]) ->
         assert option in out
 
 
+def test_completion_knows_verbs_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    script = llamoot(capsys, "completion", "bash")[1]
+    check = f"{script}\nCOMP_WORDS=(llamoot ask --show); COMP_CWORD=2; _llamoot; echo $COMPREPLY"
+    done = subprocess.run(["bash", "-c", check], capture_output=True, text=True)
+    assert done.stdout.strip() == "--show-dissent", done.stderr
+    assert "-l show-dissent" in llamoot(capsys, "completion", "fish")[1]
+    assert llamoot(capsys, "completion", "tcsh")[0] == 2
+
+
 def server_says(request: Received) -> Act:
     body = request.json()
     wrong = body["model"] == "two" and body.get("temperature") == 0.8

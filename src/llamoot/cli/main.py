@@ -9,6 +9,7 @@ import importlib
 import os
 import sys
 from types import TracebackType
+from typing import Any
 
 import typer
 
@@ -37,6 +38,7 @@ VERBS = {
     "embed": "embeddings of texts",
     "tokenize": "text to token ids",
     "detokenize": "token ids to text",
+    "completion": "the completion script of a shell",
     "logits": "raw scores of a model for given tokens",
 }
 _NESTED = {("bench", "council"): "evidence"}  # two words, one file
@@ -90,14 +92,8 @@ def _verb(args: list[str]) -> int:
     name = verb
     if rest and (verb, rest[0]) in _NESTED:
         name, verb, rest = _NESTED[verb, rest[0]], f"{verb} {rest[0]}", rest[1:]
-    module = importlib.import_module(f"llamoot.cli.{name}")
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command(verb, context_settings={"help_option_names": ["-h", "--help"]})(
-        getattr(module, name)
-    )
-    command = typer.main.get_command(app)
     try:
-        code = command.main(rest, prog_name=f"llamoot {verb}", standalone_mode=False)
+        code = command(verb, name).main(rest, prog_name=f"llamoot {verb}", standalone_mode=False)
     except typer.Exit as end:
         code = end.exit_code
     except _UsageError as error:
@@ -109,6 +105,15 @@ def _verb(args: list[str]) -> int:
     if code == 130:  # what typer makes of Ctrl-C
         raise KeyboardInterrupt
     return code if isinstance(code, int) else 0
+
+
+def command(verb: str, name: str) -> Any:
+    """The command of a verb; importing its file `name` is what this costs."""
+    module = importlib.import_module(f"llamoot.cli.{name}")
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    settings = {"help_option_names": ["-h", "--help"]}
+    app.command(verb, context_settings=settings)(getattr(module, name))
+    return typer.main.get_command(app)
 
 
 def exit_code(error: LlamootError) -> int:
