@@ -277,3 +277,87 @@ def test_encoder_gives_llama_cpps_hidden_rows(arch: str, tmp_path: pathlib.Path)
     model.close()
     got = hidden(path, tokens)
     assert np.square(got - wanted).sum() / np.square(wanted).sum() < 1e-5
+
+
+def gemma4(path: pathlib.Path, moe: bool, own: int, shared: int) -> pathlib.Path:
+    """Windowed and full layers of different shapes; `own` is the width of per-layer inputs."""
+    layers, windowed = 6, [True, True, False, True, True, False]
+    keys: dict[str, Any] = {
+        **KEYS,
+        "block_count": layers,
+        "vocab_size": VOCAB,
+        "attention.head_count_kv": np.array([2, 2, 1, 2, 2, 1], np.int32),
+        "attention.key_length": 32,
+        "attention.value_length": 32,
+        "attention.key_length_swa": 16,
+        "attention.value_length_swa": 16,
+        "rope.dimension_count": 32,
+        "rope.dimension_count_swa": 16,
+        "rope.freq_base": 1000000.0,
+        "rope.freq_base_swa": 10000.0,
+        "attention.sliding_window": 8,
+        "attention.sliding_window_pattern": np.array(windowed),
+        "attention.shared_kv_layers": shared,
+        "embedding_length_per_layer_input": own,
+        "final_logit_softcapping": 30.0,
+    }
+    if moe:
+        keys |= {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 32}
+    factors = np.ones(16, np.float32)
+    factors[4:] = 1e30  # these pairs do not turn
+    tensors: dict[str, Shape | Floats] = {**OUTSIDE, "rope_freqs.weight": factors}
+    if own:
+        wide = own * layers
+        tensors["per_layer_token_embd.weight"] = (VOCAB, wide)
+        tensors |= {
+            "per_layer_model_proj.weight": (wide, DIM),
+            "per_layer_proj_norm.weight": (own,),
+        }
+    for i in range(layers):
+        head, kv = (16, 2) if windowed[i] else (32, 1)
+        each: dict[str, Shape] = {"attn_q": (HEADS * head, DIM), "attn_output": (DIM, HEADS * head)}
+        each |= {"attn_norm": (DIM,), "attn_q_norm": (head,), **FFN}
+        each |= {"post_attention_norm": (DIM,), "post_ffw_norm": (DIM,)}
+        if i < layers - shared:
+            each |= {"attn_k": (kv * head, DIM), "attn_k_norm": (head,)}
+            if windowed[i]:  # full layers take their keys as values
+                each["attn_v"] = (kv * head, DIM)
+        if own:
+            each |= {"inp_gate": (own, DIM), "proj": (DIM, own), "post_norm": (DIM,)}
+        if moe:
+            each |= {"ffn_gate_inp": (4, DIM), "ffn_gate_up_exps": (4, 64, DIM)}
+            each |= {"ffn_down_exps": (4, DIM, 32), "pre_ffw_norm_2": (DIM,)}
+            each |= {"post_ffw_norm_1": (DIM,), "post_ffw_norm_2": (DIM,)}
+            tensors[f"blk.{i}.ffn_gate_inp.scale"] = (DIM,)
+            tensors[f"blk.{i}.ffn_down_exps.scale"] = np.array([0.5, 1, 1.5, 2], np.float32)
+        tensors[f"blk.{i}.layer_output_scale.weight"] = np.array([0.7 + 0.1 * i], np.float32)
+        tensors |= {f"blk.{i}.{name}.weight": shape for name, shape in each.items()}
+    more = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [f"t{i}" for i in range(VOCAB)],
+        "tokenizer.ggml.scores": np.zeros(VOCAB, np.float32),
+        "tokenizer.ggml.token_type": np.ones(VOCAB, np.int32),
+    }
+    return write_model(path, "gemma4", keys, tensors, more)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    ("moe", "own", "shared"), [(False, 0, 0), (False, 8, 3), (True, 0, 0)], ids=str
+)
+def test_gemma4_gives_llama_cpps_logits(
+    moe: bool, own: int, shared: int, tmp_path: pathlib.Path
+) -> None:
+    peer = pytest.importorskip("llama_cpp", reason="llama-cpp-python is the reference here")
+    path = gemma4(tmp_path / "g.gguf", moe, own, shared)
+    runner = opened(path)
+    got = run_alone(runner, TOKENS[:30])
+    runner.close()
+    more = {"n_threads": 1, "type_k": 0, "type_v": 0, "verbose": False}
+    model = peer.Llama(str(path), n_ctx=64, logits_all=True, **more)
+    model.eval(TOKENS[:30])
+    wanted = np.array(model.scores[:30])
+    model.close()
+    # llama.cpp looks GELU up in a table of half precision.
+    assert np.square(got - wanted).sum() / np.square(wanted).sum() < 1e-4
+    assert (got.argmax(axis=1) == wanted.argmax(axis=1)).mean() > 0.9
