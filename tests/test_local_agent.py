@@ -309,14 +309,23 @@ def test_the_files_template_is_used_and_a_format_binds_the_answer(talking: pathl
     play(work, talking)
 
 
-def test_tool_calls_come_out_as_calls(talking: pathlib.Path) -> None:
-    """A grammar makes the tiny model write a call in its family's syntax."""
-    call = r'<tool_call>\n\{"name": "add", "arguments": \{"a": [0-9]\}\}\n</tool_call>'
+ADD = Tool(
+    "add",
+    "adds",
+    {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
+    | {"additionalProperties": False},
+)
+
+
+@pytest.mark.parametrize("choice", ["required", "add"])
+def test_a_required_tool_is_called_in_the_familys_syntax(
+    talking: pathlib.Path, choice: str
+) -> None:
     request = ChatRequest(
         messages=(Message("user", "Add."),),
         sampling=Sampling(seed=3),
-        tools=(Tool("add", "adds", {"type": "object", "properties": {"a": {"type": "integer"}}}),),
-        format=Format("regex", call),
+        tools=(ADD,),
+        tool_choice=choice,
     )
 
     async def work(make: Any) -> None:
@@ -326,6 +335,16 @@ def test_tool_calls_come_out_as_calls(talking: pathlib.Path) -> None:
         pieces = [piece for token in tokens for piece in token.tools]
         assert text == "" and tokens[-1].finish_reason == "tool_calls"
         assert pieces[0].name == "add" and pieces[0].id.startswith("call_")
-        assert set(json.loads("".join(p.arguments for p in pieces))) == {"a"}
+        assert json.loads("".join(p.arguments for p in pieces))["a"] in (1, 2)
+
+    play(work, talking)
+
+
+def test_a_tool_that_is_not_offered_cannot_be_required(talking: pathlib.Path) -> None:
+    request = ChatRequest(messages=(Message("user", "x"),), tools=(ADD,), tool_choice="multiply")
+
+    async def work(make: Any) -> None:
+        with pytest.raises(BadRequest, match="no tool 'multiply' is offered"):
+            await gather(make().chat(request))
 
     play(work, talking)

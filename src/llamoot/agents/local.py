@@ -20,12 +20,14 @@ import numpy.typing as npt
 
 from llamoot.agents.answer import Answer
 from llamoot.agents.model import AS_FITS, Model, close_model, open_model
-from llamoot.agents.types import ChatRequest, ChatToken
+from llamoot.agents.types import ChatRequest, ChatToken, Format
 from llamoot.engine.budget import Settings
 from llamoot.engine.sequence import Output
 from llamoot.engine.sequence import Sequence as Tokens
 from llamoot.errors import LlamootError, Overloaded, Stream, Timeout
+from llamoot.text.forced import forced_call
 from llamoot.text.template import ChatTemplate, Prompt, load_template
+from llamoot.text.tokenizer import Part
 
 _templates: WeakKeyDictionary[Model, ChatTemplate] = WeakKeyDictionary()
 _templates_lock = threading.Lock()
@@ -50,20 +52,21 @@ def render(model: Model, request: ChatRequest) -> Prompt:
 def converse(model: Model, request: ChatRequest, load_s: float = 0.0) -> Answer:
     """The answer to a conversation, not begun yet."""
     prompt = render(model, request)
-    ids = model.tokenizer.encode_parts(prompt.parts, add_special=False)
-    syntax = template_of(model).syntax
+    syntax, parts, reasoning = template_of(model).syntax, list(prompt.parts), prompt.reasoning
+    tools = [msgspec.to_builtins(tool) for tool in request.tools]
+    forced = forced_call(tools, request.tool_choice, syntax, reasoning=reasoning)
+    closed = any(prompt.text.rstrip().endswith(close) for _, close in syntax.think)
+    if forced is not None:
+        format = Format("schema", forced.schema)
+        request = msgspec.structs.replace(request, format=format)
+        parts, syntax, reasoning = [*parts, Part(forced.suffix, True)], forced.syntax, False
     if prompt.stop:
         stop = (*request.sampling.stop, *prompt.stop)
         how = msgspec.structs.replace(request.sampling, stop=stop)
         request = msgspec.structs.replace(request, sampling=how)
-    closed = any(prompt.text.rstrip().endswith(close) for _, close in syntax.think)
+    ids = model.tokenizer.encode_parts(parts, add_special=False)
     return model.ask(
-        request,
-        ids,
-        syntax=syntax,
-        reasoning=prompt.reasoning,
-        may_reason=not closed,
-        load_s=load_s,
+        request, ids, syntax=syntax, reasoning=reasoning, may_reason=not closed, load_s=load_s
     )
 
 

@@ -35,6 +35,8 @@ class Pair:
     a: Weight
     b: Weight
     factor: float
+    # Executors know matrices by the address of their bytes: it must not become another's.
+    bytes_: tuple[npt.NDArray[np.uint8], ...]
 
 
 class Adapter:
@@ -69,19 +71,17 @@ def _pair(path: str, name: str, file: GGUF, base: GGUF, executor: Executor, alph
         raise ModelFileError(path, name, f"the pair does not fit a matrix {target.shape}")
     rank = a.shape[0]
     pad = -rank % RANK_STEP
-    low, high = np.pad(_floats(a), ((0, pad), (0, 0))), np.pad(_floats(b), ((0, 0), (0, pad)))
-    return Pair(
-        _weight(executor, a.name, low), _weight(executor, b.name, high), (alpha or rank) / rank
+    halves = np.pad(_floats(a), ((0, pad), (0, 0))), np.pad(_floats(b), ((0, 0), (0, pad)))
+    raw = tuple(np.ascontiguousarray(half).view(np.uint8).reshape(-1) for half in halves)
+    low, high = (
+        executor.weight(tensor.name, data, TensorType.F32, half.shape)
+        for tensor, data, half in zip((a, b), raw, halves)
     )
+    return Pair(low, high, (alpha or rank) / rank, raw)
 
 
 def _floats(tensor: Tensor) -> Floats:
     return decode(tensor.raw, tensor.type, tensor.shape)
-
-
-def _weight(executor: Executor, name: str, values: Floats) -> Weight:
-    raw = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
-    return executor.weight(name, raw, TensorType.F32, values.shape)
 
 
 class Adapted:
