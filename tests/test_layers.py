@@ -21,6 +21,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "agents": ("gguf", "text", "model", "engine"),
     "council": ("agents.types",),
     "server": ("agents", "council", "text", "engine"),
+    "api": ("agents", "council"),
 }
 # The catalog opens the engine only when a local model is asked for: a council of remote
 # agents never pays for it.

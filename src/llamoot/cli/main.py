@@ -13,7 +13,8 @@ from typing import Any
 
 import typer
 
-from llamoot import __version__, env
+import llamoot
+from llamoot import env
 from llamoot.errors import AgentError, BadRequest, ConfigError, CouncilFailed, LlamootError
 
 VERBS = {
@@ -82,7 +83,7 @@ def _verb(args: list[str]) -> int:
         print("configuration, 3 no answer, 4 deadline, 5 budget, 6 a model failed, 130 stopped.")
         return 0
     if args[0] in ("--version", "-V"):
-        print(f"llamoot {__version__}")
+        print(f"llamoot {llamoot.__version__}")
         return 0
     verb, rest = args[0], args[1:]
     if verb not in VERBS:
