@@ -1,5 +1,6 @@
 """The application: every route, with and without `/v1`, inside the gate."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import resources
@@ -23,6 +24,7 @@ from llamoot.server.state import State, request_id, state_of
 from llamoot.server.stream import EventStream
 from llamoot.server.translate import request_of
 
+log = logging.getLogger("llamoot.server")
 PAGE = {
     "": ("index.html", "text/html; charset=utf-8"),
     "page.css": ("page.css", "text/css; charset=utf-8"),
@@ -161,6 +163,13 @@ async def _ours(request: Request, error: Exception) -> Response:
     return error_response(error, request.url.path)
 
 
+async def _unexpected(request: Request, error: Exception) -> Response:
+    """A fault of llamoot itself: one line for the client, the trace for the log."""
+    log.error("%s %s", request.method, request.url.path, exc_info=error)
+    refused = Refused(500, "internal_error", f"internal error: {type(error).__name__}")
+    return error_response(refused, request.url.path)
+
+
 def create_app(state: State, limits: Limits) -> ASGIApp:
     """The ASGI application over opened or openable models."""
 
@@ -169,7 +178,7 @@ def create_app(state: State, limits: Limits) -> ASGIApp:
         yield
         await state.registry.close()
 
-    handlers: Any = {HTTPException: _refused, LlamootError: _ours}
+    handlers: Any = {HTTPException: _refused, LlamootError: _ours, Exception: _unexpected}
     app = Starlette(routes=_routes(), exception_handlers=handlers, lifespan=life)
     app.state.server = state
     return Gate(app, limits)
