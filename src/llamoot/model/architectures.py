@@ -132,7 +132,7 @@ ARCHITECTURES: dict[str, Traits] = {
         window_step=2,
         gate="softmax_after",
         norm_topk=False,
-        experts_clamped=True,
+        clamped=True,
     ),
     "gpt2": replace(LAYER, learned_positions=True),
     "gptneox": replace(LAYER, rope="halves", parallel="file"),
@@ -146,6 +146,8 @@ ARCHITECTURES: dict[str, Traits] = {
     "deepseek2": replace(LATENT, yarn_tenths=True, yarn_even=True, temperature="all"),
     "deepseek32": replace(LATENT, yarn_tenths=True, sparse=True, gate="sigmoid"),
     "glm-dsa": replace(LATENT, sparse=True, gate="sigmoid"),
+    "kimi-linear": Traits(rope="", latent=True, recurrent="kda", norm_topk=True),
+    "minimax-m3": replace(NEOX, sparse=True, clamped=True),
     "minicpm3": Traits(
         rope="halves",
         latent=True,

@@ -132,7 +132,9 @@ def read_config(gguf: GGUF) -> Config:
     layers = layers_of(keys, traits, dim, window)
     context = int(keys.need("context_length", int))
     if traits.sparse:
-        context = min(context, keys.whole("attention.indexer.top_k") or context)
+        # Within so many positions its keys are all chosen, so plain attention is the same.
+        each = keys.whole("attention.indexer.block_size") or 1
+        context = min(context, keys.whole("attention.indexer.top_k") * each or context)
     return Config(
         arch=keys.arch,
         traits=traits,
@@ -169,9 +171,9 @@ def read_config(gguf: GGUF) -> Config:
         pooling=POOLINGS.get(keys.whole("pooling_type", traits.pooling), "none"),
         q_rank=keys.whole("attention.q_lora_rank") if traits.latent else 0,
         kv_rank=keys.whole("attention.kv_lora_rank") if traits.latent else 0,
-        n_turned=layers[0].n_rot,
-        n_plain=_head_dim(keys, layers) - layers[0].n_rot,
-        ssm=_state_space(keys),
+        n_turned=keys.whole("rope.dimension_count", layers[0].n_rot),
+        n_plain=_head_dim(keys, layers) - keys.whole("rope.dimension_count", layers[0].n_rot),
+        ssm=_state_space(keys, traits, layers),
         per_layer=keys.whole("embedding_length_per_layer_input") if traits.per_layer else 0,
         glu_limits=_limits(keys, "swiglu_clamp_exp"),
         glu_limits_shared=_limits(keys, "swiglu_clamp_shexp"),
@@ -208,7 +210,10 @@ def _alibi(keys: Keys, traits: Traits) -> float:
     return keys.number("attention.max_alibi_bias") or traits.alibi
 
 
-def _state_space(keys: Keys) -> StateSpace:
+def _state_space(keys: Keys, traits: Traits, layers: tuple[Layer, ...]) -> StateSpace:
+    if traits.recurrent == "kda":
+        heads, dim = max(layer.n_heads for layer in layers), keys.whole("kda.head_dim")
+        return StateSpace(keys.whole("ssm.conv_kernel"), heads * dim, dim, heads, heads)
     return StateSpace(
         taps=keys.whole("ssm.conv_kernel") or keys.whole("shortconv.l_cache"),
         inner=keys.whole("ssm.inner_size"),

@@ -72,7 +72,8 @@ class Feed:
 
     def _dense(self, k: Kernels, w: Bound, kind: str, f: Buf, h: Buf, limit: float) -> None:
         """`kind` is "" or "_shexp", the end of the tensors' names."""
-        act = self.config.traits.act
+        t, act = self.config.traits, self.config.traits.act
+        alpha, limit = (ALPHA, LIMIT) if t.clamped else (0.0, limit)
         up_w, down_w = w.matrices[f"ffn_up{kind}"], w.matrices[f"ffn_down{kind}"]
         width = down_w.shape[1]
         up = self.s.get("up", up_w.shape[0], f.rows)
@@ -82,10 +83,10 @@ class Feed:
             gate = self.s.get("gate", width, f.rows)
             name = f"ffn_gate{kind}"
             k.matmul(gate, w.matrices[name], h, w.bias(name))
-            k.glu(up, gate, up, act, limit)
+            k.glu(up, gate, up, act, limit, alpha)
         elif up_w.shape[0] == 2 * width:
             inner = up.columns(0, width)
-            k.glu(inner, inner, up.columns(width, 2 * width), act, limit)
+            k.glu(inner, inner, up.columns(width, 2 * width), act, limit, alpha)
         else:
             k.act(up, up, act)
             scales = w.vector("ffn.act.scales")
@@ -123,8 +124,7 @@ class Feed:
         """Activated inner rows of every chosen expert, (T*k, ff)."""
         t, rows = self.config.traits, ids.rows
         act = t.experts_act or t.act
-        alpha = ALPHA if t.experts_clamped else 0.0
-        limit = LIMIT if t.experts_clamped else limit
+        alpha, limit = (ALPHA, LIMIT) if t.clamped else (0.0, limit)
         fused = "ffn_gate_up_exps" if "ffn_gate_up_exps" in w.matrices else "ffn_up_exps"
         up_w: Weight = w.matrices[fused]
         up = self.s.get("expert_up", up_w.shape[1], rows)

@@ -17,7 +17,7 @@ from llamoot.model.config import Config
 from llamoot.model.feed import Feed
 from llamoot.model.latent import Latent
 from llamoot.model.perlayer import PerLayer
-from llamoot.model.recurrent import Delta, Mamba, Mamba2, ShortConv
+from llamoot.model.recurrent import Delta, Kda, Mamba, Mamba2, ShortConv
 from llamoot.model.scratch import Scratch
 from llamoot.model.weights import Bound, Weights
 
@@ -44,6 +44,7 @@ class Forward:
             "mamba": Mamba(config, scratch),
             "mamba2": Mamba2(config, scratch),
             "delta": Delta(config, scratch),
+            "kda": Kda(config, scratch),
         }
 
     def __call__(self, k: Kernels) -> None:

@@ -50,7 +50,6 @@ class Latent:
         self, k: Kernels, block: Block, latent: Buf, turned: Buf, plain: Buf, pe: Buf
     ) -> Buf:
         c, w, heads = self.config, block.weights, block.layer.n_heads
-        assert block.rope is not None
         ids = self._head_ids(heads)
         wide, key = self.s.get("q_wide"), self.s.get("k")
         split = by_head(wide, heads)
@@ -59,8 +58,9 @@ class Latent:
         k.matmul_experts(split.columns(c.n_turned, width), w.matrices["attn_k_b"], plain, ids)
         k.scale(key.columns(0, c.n_turned), turned, 1.0)
         k.scale(key.columns(c.n_turned, width), latent, 1.0)
-        k.rope(wide, heads, block.rope)
-        k.rope(key, 1, block.rope)
+        if block.rope is not None:
+            k.rope(wide, heads, block.rope)
+            k.rope(key, 1, block.rope)
         self._temper(k, wide)
         k.store(block.keys, key, key.columns(c.n_turned, width))
         attended = self.s.get("attended")
@@ -75,7 +75,6 @@ class Latent:
         self, k: Kernels, block: Block, latent: Buf, turned: Buf, plain: Buf, pe: Buf
     ) -> Buf:
         c, w, heads = self.config, block.weights, block.layer.n_heads
-        assert block.rope is not None
         both, wide, keys, values = (self.s.get(n) for n in ("kv_both", "q_wide", "k", "v"))
         k.matmul(both, w.matrices["attn_kv_b"], latent)
         split, width = by_head(both, heads), c.n_turned + c.n_plain
@@ -87,7 +86,8 @@ class Latent:
                 k.scale(parts.columns(0, c.n_turned), shared, 1.0)
             else:
                 k.spread(parts.columns(0, c.n_turned), turned, self._ones(heads))
-            k.rope(out, heads, block.rope)
+            if block.rope is not None:
+                k.rope(out, heads, block.rope)
         k.scale(by_head(values, heads), split.columns(c.n_plain, split.data.shape[1]), 1.0)
         self._temper(k, wide)
         k.store(block.keys, keys, values)

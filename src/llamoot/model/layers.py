@@ -9,7 +9,7 @@ from llamoot.errors import ModelFileError
 from llamoot.gguf.reader import GGUF
 from llamoot.model.traits import Traits
 
-Kind = Literal["attention", "latent", "conv", "mamba", "mamba2", "delta", "beside", "none"]
+Kind = Literal["attention", "latent", "conv", "mamba", "mamba2", "delta", "kda", "beside", "none"]
 FULL_EVERY = 4  # layers, where a hybrid's file does not say
 CONVS = {"conv": "shortconv.conv"}
 

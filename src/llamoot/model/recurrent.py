@@ -14,9 +14,10 @@ from llamoot.model.weights import Bound
 
 
 def taps(w: Bound, name: str) -> Floats:
-    """A convolution (C, K) of the file as the kernels read it: (K, C)."""
-    weight = w.vectors[name]
-    return np.ascontiguousarray(weight.reshape(-1, weight.shape[-1]).T)
+    """A convolution (C, K) of the file as the kernels read it: (K, C); three may stand for one."""
+    names = [name] if name in w.vectors else [f"{name}_{part}" for part in "qkv"]
+    parts = [w.vectors[n].reshape(-1, w.vectors[n].shape[-1]) for n in names]
+    return np.ascontiguousarray(np.concatenate(parts).T)
 
 
 class Recurrent:
@@ -144,3 +145,34 @@ class Delta(Recurrent):
         k.act(decay, decay, "softplus")
         k.mul_vector(decay, decay, w.vectors["ssm_a"].ravel())
         return beta, decay
+
+
+class Kda(Recurrent):
+    """Kimi's delta attention: a delta net whose every number fades at its own rate."""
+
+    def run(self, k: Kernels, block: Block, h: Buf) -> None:
+        c, m, w = self.config, self.config.ssm, block.weights
+        mixed = self.s.get("qkv", 3 * m.inner)
+        for i, name in enumerate(("attn_q", "attn_k", "attn_v")):
+            k.matmul(mixed.columns(i * m.inner, (i + 1) * m.inner), w.matrices[name], h)
+        qkv = self._conv(k, block, mixed)
+        q, keys, v = (qkv.columns(i * m.inner, (i + 1) * m.inner) for i in range(3))
+        for part in (q, keys):
+            k.rmsnorm(part, part, None, c.eps / m.state, m.heads)
+            k.scale(part, part, m.state**-0.5)
+        beta, fade, gate = (self.s.get(n) for n in ("ssm_beta", "ssm_fade", "ssm_gate"))
+        k.matmul(beta, w.matrices["ssm_beta"], h)
+        k.act(beta, beta, "sigmoid")
+        low = self.s.get("ssm_low")
+        k.matmul(low, w.matrices["ssm_f_a"], h)
+        k.matmul(fade, w.matrices["ssm_f_b"], low)
+        k.add_vector(fade, fade, w.vectors["ssm_dt.bias"])
+        k.act(fade, fade, "softplus")
+        k.mul_vector(fade, fade, np.repeat(w.vectors["ssm_a"].ravel(), m.state))
+        y = self.s.get("ssm_out")
+        k.delta(y, q, keys, v, fade, beta, block.states["scan"], False)
+        k.rmsnorm(y, y, w.vectors["ssm_norm"], c.eps, m.heads)
+        k.matmul(low, w.matrices["ssm_g_a"], h)
+        k.matmul(gate, w.matrices["ssm_g_b"], low)
+        k.glu(y, gate, y, "sigmoid")
+        k.matmul(self.s.get("o"), w.matrices["attn_output"], y)

@@ -33,6 +33,9 @@ FILLED = {
     "shortconv.in_proj": "ssm_wide",
     "ssm_in": "ssm_wide",
     "ssm_x": "ssm_low",
+    "ssm_f_a": "ssm_low",
+    "ssm_f_b": "ssm_fade",
+    "ssm_g_b": "ssm_gate",
     "ssm_dt": "ssm_dt",
     "ssm_beta": "ssm_beta",
     "ssm_alpha": "ssm_decay",
@@ -72,6 +75,7 @@ def _each(config: Config, specs: list[list[Spec]]) -> Iterator[Need]:
             yield from _latent(layer)
         if layer.recurrent:
             yield Need("conv", conv_channels(config, layer))
+            yield Need("qkv", conv_channels(config, layer))
             yield Need("ssm_out", max(config.ssm.inner, 1))
             yield Need("ssm_beta", max(config.ssm.heads, 1))
             yield Need("ssm_decay", max(config.ssm.heads, 1))

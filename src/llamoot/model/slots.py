@@ -18,7 +18,7 @@ def state_shapes(config: Config, layer: Layer) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"conv": (m.taps - 1, conv_channels(config, layer))}
     if kind == "mamba":
         shapes["scan"] = (m.inner, 1, m.state)
-    elif kind in ("mamba2", "delta"):
+    elif kind in ("mamba2", "delta", "kda"):
         shapes["scan"] = (m.heads, m.inner // m.heads, m.state)
     return shapes
 

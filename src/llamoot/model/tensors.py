@@ -284,6 +284,22 @@ def _delta(config: Config, layer: Layer, find: Find) -> Iterator[Spec]:
     yield Spec("ssm_alpha.weight", ((m.heads, dim),))
 
 
+def _kda(config: Config, layer: Layer, find: Find) -> Iterator[Spec]:
+    m, dim = config.ssm, config.dim
+    for part in "qkv":
+        yield Spec(f"attn_{part}.weight", ((m.inner, dim),))
+        shapes = ((m.inner, 1, m.taps), (m.inner, m.taps))
+        yield Spec(f"ssm_conv1d_{part}.weight", shapes, "vector")
+    for part in "fg":
+        yield Spec(f"ssm_{part}_a.weight", ((m.state, dim),))
+        yield Spec(f"ssm_{part}_b.weight", ((m.inner, m.state),))
+    yield Spec("ssm_beta.weight", ((m.heads, dim),))
+    yield Spec("ssm_dt.bias", ((m.inner,),), "vector")
+    yield Spec("ssm_a.weight", ((m.heads,), (m.heads, 1)), "vector")
+    yield Spec("ssm_norm.weight", ((m.state,),), "vector")
+    yield Spec("attn_output.weight", ((dim, m.inner),))
+
+
 MIXERS: dict[str, Callable[[Config, Layer, Find], Iterator[Spec]]] = {
     "attention": _attention,
     "latent": _latent,
@@ -291,4 +307,5 @@ MIXERS: dict[str, Callable[[Config, Layer, Find], Iterator[Spec]]] = {
     "mamba": _mamba,
     "mamba2": _mamba2,
     "delta": _delta,
+    "kda": _kda,
 }

@@ -69,7 +69,7 @@ class Traits:
     yarn_even: bool = False  # both of YaRN's magnitudes are the same, so they cancel
     q_gated: bool = False  # attn_q holds an output gate behind each head's query
     # recurrent layers
-    recurrent: Literal["", "conv", "mamba", "mamba2", "delta"] = ""  # their kind
+    recurrent: Literal["", "conv", "mamba", "mamba2", "delta", "kda"] = ""  # their kind
     # which layers: those without key/value heads, those the file lists (or all but every n-th),
     # all of them, or all of them beside attention
     recurrent_where: Literal["no_heads", "listed", "all", "beside"] = "no_heads"
@@ -92,7 +92,7 @@ class Traits:
     gate: Gate = "softmax"  # where the file does not say
     norm_topk: bool | None = None  # None: expert_weights_norm of the file
     experts_act: Act | None = None  # None: act
-    experts_clamped: bool = False  # gpt-oss: alpha 1.702, limit 7, + 1
+    clamped: bool = False  # gated units as gpt-oss has them: alpha 1.702, limit 7, + 1
     experts_weigh_input: bool = False  # llama4
     one_expert: bool = False  # a single expert is a mixture too
     expert_ff_divided: bool = False  # default of expert_feed_forward_length: ff / used

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from llamoot.errors import ModelFileError
 from llamoot.gguf.reader import GGUF, Tensor
+from llamoot.gguf.types import TensorType
 from llamoot.kernels.table import Executor, Floats, Weight
 from llamoot.model.config import Config
 from llamoot.model.tensors import Spec, layer_specs, model_specs
@@ -53,9 +54,19 @@ def specs_of(gguf: GGUF, config: Config) -> list[list[Spec]]:
         tensor = tensor_of(gguf, name)
         return tensor.shape if tensor else None
 
+    _refuse_scales(gguf)
     wanted = [list(model_specs(config, find))]
     wanted += [list(layer_specs(config, i, find)) for i in range(len(config.layers))]
     return [[spec for spec in specs if _checked(gguf, spec)] for specs in wanted]
+
+
+def _refuse_scales(gguf: GGUF) -> None:
+    """A scale beside an NVFP4 matrix would have to be applied; leaving it out gives nonsense."""
+    for name, tensor in gguf.tensors.items():
+        scale = name.removesuffix(".weight") + ".scale"
+        if tensor.type is TensorType.NVFP4 and scale in gguf.tensors:
+            where = f"{name}: NVFP4 with a scale of its own"
+            raise ModelFileError(gguf.path, where, "is not supported; quantize it to another type")
 
 
 def _checked(gguf: GGUF, spec: Spec) -> bool:
