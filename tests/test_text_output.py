@@ -137,6 +137,39 @@ CASES = [
 ]
 
 
+# What a template contains, output, calls: families without a template in the reference folder.
+MORE = [
+    (
+        "<minimax:tool_call>",
+        '<minimax:tool_call>\n<invoke name="weather">\n<parameter name="city">a "b"</parameter>\n'
+        '<parameter name="days">3</parameter>\n</invoke>\n<invoke name="clock">\n</invoke>\n'
+        "</minimax:tool_call>",
+        [("weather", {"city": 'a "b"', "days": 3}), C],
+    ),
+    ("<seed:tool_call>", f"<seed:tool_call>\n{XML}\n</seed:tool_call>", [W]),
+    ("<TOOLCALL>", f"<TOOLCALL>[{CALL}, {CALL}]</TOOLCALL>", [W, W]),
+    (
+        "<|tool_calls_section_begin|>",
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0"
+        f"<|tool_call_argument_begin|>{JSON}<|tool_call_end|><|tool_calls_section_end|>",
+        [W],
+    ),
+    (
+        "<|START_ACTION|>",
+        f'<|START_ACTION|>[{{"tool_call_id": "0", "tool_name": "weather", "parameters": {JSON}}}]'
+        "<|END_ACTION|>",
+        [W],
+    ),
+]
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+@pytest.mark.parametrize(("template", "output", "calls"), MORE)
+def test_more_families_calls_are_recognised(template, output, calls, size):  # type: ignore[no-untyped-def]
+    pieces = [output[i : i + size] for i in range(0, len(output), size)]
+    assert play(detect(template), pieces) == ("", "", calls)
+
+
 def collect(deltas: list[Delta]) -> tuple[str, str, list[tuple[str, object]]]:
     """Text, reasoning, and calls put together from their pieces."""
     names: dict[int, str] = {}

@@ -16,6 +16,7 @@ from llamoot.text.reading import NotACall, Reader, Sink, Steps
 from llamoot.text.syntax import PLAIN, Syntax
 
 ARGUMENTS = ("arguments", "parameters")
+FUNCTION, PARAMETER = ("<function=", "<invoke name="), ("<parameter=", "<parameter name=")
 # What may still become a header of harmony: "assistant to=functions.x<|channel|>…".
 HEADER = re.compile(r"\s*(?:assistant|a[sitan]*$)?\s*(?:to=[^<]*|to?$)?(?:<.*)?$", re.DOTALL)
 
@@ -239,42 +240,51 @@ class OutputParser(Reader):
 
     def _tag(self, marker: str) -> Steps:
         """<tool_call> … </tool_call> around JSON, around <function=…>, or around <arg_key>s."""
+        close = "</" + marker[1:]
         char = yield from self._peek()
         if char in ("{", "["):
             yield from self._objects()
         elif char == "<":
-            yield from self._xml()
+            yield from self._xml(close)
+            return
         else:
-            yield from self._glm()
+            yield from self._glm(close)
             return
         rest: list[str] = []
-        yield from self._until(("</tool_call>",), rest.append)
+        yield from self._until((close,), rest.append)
         if "".join(rest).strip("}] \r\n\t"):
             raise NotACall
 
-    def _xml(self) -> Steps:
-        """Qwen 3.5: <function=name> <parameter=key> value </parameter> … </function>."""
-        yield from self._body("<function=")
-        name, _ = yield from self._body(">")
-        schema = self.known.get(name.strip(), {})
-        values: dict[str, Any] = {}
-        while (yield from self._body("<parameter=", "</function>"))[1] == "<parameter=":
-            key, _ = yield from self._body(">")
-            value, _ = yield from self._body("</parameter>")
-            value = value.removeprefix("\n").removesuffix("\n")
-            values[key.strip()] = coerce(value, schema, key.strip())
-        self._whole(name.strip(), json.dumps(values, ensure_ascii=False))
+    def _xml(self, close: str) -> Steps:
+        """Qwen 3.5: <function=name> <parameter=key> value </parameter> … </function>.
 
-    def _glm(self) -> Steps:
+        MiniMax writes <invoke name="…"> and <parameter name="…">. The tags repeat for more calls.
+        """
+        found = (yield from self._body(*FUNCTION))[1]
+        while found in FUNCTION:
+            name = (yield from self._body(">"))[0].strip(' "')
+            schema, values = self.known.get(name, {}), dict[str, Any]()
+            while (yield from self._body(*PARAMETER, "</function>", "</invoke>"))[1] in PARAMETER:
+                key = (yield from self._body(">"))[0].strip(' "')
+                value, _ = yield from self._body("</parameter>")
+                value = value.removeprefix("\n").removesuffix("\n")
+                values[key] = coerce(value, schema, key)
+            self._whole(name, json.dumps(values, ensure_ascii=False))
+            rest: list[str] = []
+            found = yield from self._until((*FUNCTION, close), rest.append)
+            if "".join(rest).strip():
+                raise NotACall
+
+    def _glm(self, close: str) -> Steps:
         """GLM: name, then <arg_key>k</arg_key> <arg_value>v</arg_value> …"""
-        name, end = yield from self._body("<arg_key>", "</tool_call>")
+        name, end = yield from self._body("<arg_key>", close)
         schema, values = self.known.get(name.strip(), {}), dict[str, Any]()
         while end == "<arg_key>":
             key, _ = yield from self._body("</arg_key>")
             yield from self._body("<arg_value>")
             value, _ = yield from self._body("</arg_value>")
             values[key.strip()] = coerce(value, schema, key.strip())
-            _, end = yield from self._body("<arg_key>", "</tool_call>")
+            _, end = yield from self._body("<arg_key>", close)
         self._whole(name.strip(), json.dumps(values, ensure_ascii=False))
 
     def _sections(self, marker: str) -> Steps:

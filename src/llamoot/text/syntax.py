@@ -31,14 +31,15 @@ class Syntax:
     def markers(self) -> frozenset[str]:
         """Control tokens that must reach the parser; all others are dropped."""
         pairs = {marker for pair in self.think for marker in pair}
-        return frozenset({*self.calls, *pairs, *self.inner, *self.drop})
+        closing = {"</" + marker[1:] for marker, style in self.calls.items() if style == "tag"}
+        return frozenset({*self.calls, *closing, *pairs, *self.inner, *self.drop})
 
 
 PLAIN = Syntax()
 HERMES = Syntax(
     "hermes",
     {"<tool_call>": "tag"},
-    inner=("</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+    inner=("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
 )
 # What a template contains -> its family; the first that fits.
 ROWS: tuple[tuple[str, Syntax], ...] = (
@@ -81,6 +82,9 @@ ROWS: tuple[tuple[str, Syntax], ...] = (
     ("<|tool_call|>", Syntax("granite", {"<|tool_call|>": "list"}, drop=("<|/tool_call|>",))),
     ("<|START_ACTION|>", Syntax("command", {"<|START_ACTION|>": "list"}, drop=("<|END_ACTION|>",))),
     ("<|python_tag|>", Syntax("llama", {"<|python_tag|>": "python"}, bare_json=True)),
+    ("<minimax:tool_call>", Syntax("minimax", {"<minimax:tool_call>": "tag"})),
+    ("<seed:tool_call>", Syntax("seed", {"<seed:tool_call>": "tag"})),
+    ("<TOOLCALL>", Syntax("nemotron", {"<TOOLCALL>": "tag"})),
     ("<function=", replace(HERMES, name="qwen-xml")),
     ("<arg_key>", replace(HERMES, name="glm")),
 )
