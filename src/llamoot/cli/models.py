@@ -27,7 +27,7 @@ def models(
         typer.echo(f"no models in {folder}; `llamoot pull REPO` downloads one", err=True)
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
-        size = f"{row['bytes'] / 1e9:8.2f} GB" if row["bytes"] >= 1e7 else f"{row['bytes']:8} B "
+        size = f"{row['bytes'] / 1e6:10.1f} MB"
         what = row.get("error") or (
             f"{row['architecture']:12} {row['quant']:8} {row['parameters'] / 1e6:9.1f} M  "
             f"context {row['context'] or '?'}"
