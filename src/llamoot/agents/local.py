@@ -29,6 +29,8 @@ from llamoot.text.forced import forced_call
 from llamoot.text.template import ChatTemplate, Prompt, load_template
 from llamoot.text.tokenizer import Part
 
+RESERVED = ("messages", "tools", "add_generation_prompt")  # of a template, not the caller's
+
 _templates: WeakKeyDictionary[Model, ChatTemplate] = WeakKeyDictionary()
 _templates_lock = threading.Lock()
 
@@ -46,7 +48,8 @@ def render(model: Model, request: ChatRequest) -> Prompt:
     messages = [msgspec.to_builtins(message) for message in request.messages]
     tools = [] if request.tool_choice == "none" else request.tools
     offered = [msgspec.to_builtins(tool) for tool in tools]
-    return template_of(model).render(messages, tools=offered, **request.template_args)
+    given = {k: v for k, v in request.template_args.items() if k not in RESERVED}
+    return template_of(model).render(messages, tools=offered, **given)
 
 
 def converse(model: Model, request: ChatRequest, load_s: float = 0.0) -> Answer:
