@@ -569,6 +569,16 @@ def test_an_agent_that_ends_without_a_finish_has_not_answered() -> None:
     assert done.text == "41" and done.rounds[1].failures["A"].code == "agent_stream_broken"
 
 
+def test_halves_of_characters_from_a_server_do_no_harm(tmp_path: Path) -> None:
+    broken = Reply(tokens=("\ud83d", "it is ", "42", "\udc4b"), reasoning=("\ud800",))
+    failing = Transport("C", "said \udfff")
+    agents = scripted(broken, broken, failing)
+    done = play(seat(agents, protocol="vote", store=Store(tmp_path / "runs.sqlite")))
+    assert done.text == "42" and not done.warnings
+    with pytest.raises(BadRequest, match="Unicode"):
+        play(seat(scripted("42")), "what is \udcff?")
+
+
 def test_every_started_call_has_exactly_one_outcome() -> None:
     agents = scripted(by_stage(draft="a"), Reply(hang=True), by_stage(draft="c", synthesis="end"))
     events: list[Any] = []

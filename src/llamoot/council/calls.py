@@ -45,6 +45,15 @@ class Member(Struct, frozen=True):
         return (prompt * self.input_price + answer * self.output_price) / 1e6
 
 
+def sound(text: str) -> str:
+    """`text` with halves of surrogate pairs replaced: such text could not be written down."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 class Call(Struct, eq=False):
     """An open call: what it has said so far."""
 
@@ -61,11 +70,13 @@ class Call(Struct, eq=False):
     finish: str | None = None
     spent_out: bool = False  # ended because the budget is spent
 
-    def take(self, token: ChatToken) -> None:
-        if token.text:
-            self.text.append(token.text)
-        if token.reasoning:
-            self.reasoning.append(token.reasoning)
+    def take(self, token: ChatToken) -> tuple[str, str]:
+        """Keep what the token brings; its text and reasoning, fit to be recorded."""
+        text, reasoning = sound(token.text), sound(token.reasoning)
+        if text:
+            self.text.append(text)
+        if reasoning:
+            self.reasoning.append(reasoning)
         self.refusal += token.refusal
         for item in token.logprobs if token.text else ():
             if math.isfinite(item.logprob):
@@ -74,6 +85,7 @@ class Call(Struct, eq=False):
         self.pieces += bool(token.text or token.reasoning)
         self.usage = token.usage or self.usage
         self.finish = token.finish_reason
+        return text, reasoning
 
     def spent(self) -> Usage:
         return self.usage or Usage(completion_tokens=self.pieces)
@@ -128,9 +140,9 @@ class Calls:
         number, seat, emit = self.number, call.ask.seat, self.run.emit
         try:
             async for token in stream:
-                call.take(token)
-                if token.text or token.reasoning:
-                    emit(kind(round=number, seat=seat, text=token.text, reasoning=token.reasoning))
+                text, reasoning = call.take(token)
+                if text or reasoning:
+                    emit(kind(round=number, seat=seat, text=text, reasoning=reasoning))
                 call.spent_out = token.finish_reason is None and self.over_budget(last)
                 if token.finish_reason is not None or call.spent_out:
                     return
@@ -201,7 +213,7 @@ class Calls:
                 seat=call.ask.seat,
                 status=status,
                 code=code,
-                message=self.scrub(message),
+                message=self.scrub(sound(message)),
                 partial=self.scrub("".join(call.text)),
                 usage=call.spent(),
                 seconds=self.clock() - call.began,

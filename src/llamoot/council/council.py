@@ -18,7 +18,7 @@ from llamoot.agents.types import (
     Message,
     Sampling,
 )
-from llamoot.council.calls import Member
+from llamoot.council.calls import Member, sound
 from llamoot.council.config import expand
 from llamoot.council.convene import convene
 from llamoot.council.events import Answer as Answered
@@ -169,6 +169,8 @@ class Council:
     def _checked(self, messages: Sequence[Message], sampling: Sampling | None) -> Panel:
         if not messages or messages[-1].role != "user" or not messages[-1].content.strip():
             raise BadRequest("the last message must be a question of the user", "messages")
+        if any(sound(message.content) != message.content for message in messages):
+            raise BadRequest("the question is not valid Unicode text", "messages")
         panel = self.panel.seeded(random.getrandbits(31))
         if sampling is not None:
             last = Sampling(max_tokens=sampling.max_tokens, stop=sampling.stop)
