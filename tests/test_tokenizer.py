@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers
 
-from llamoot.errors import ModelFileError
+from llamoot.errors import BadRequest, ModelFileError
 from llamoot.gguf.reader import open_gguf
 from llamoot.gguf.writer import Writer
 from llamoot.text.split import FAMILIES, splitter
@@ -373,6 +373,12 @@ def test_no_vocabulary_breaks_more_than_itself(tmp_path_factory, model, tokens, 
     assert all(0 <= i < n for i in ids)
     tokenizer.decode(ids, skip_special=False)
     assert len(tokenizer.pieces) == n and all(i < n for i in tokenizer.eog)
+
+
+def test_an_id_that_is_none_is_refused_by_name(shared):  # type: ignore[no-untyped-def]
+    for i in (-1, 32000):
+        with pytest.raises(BadRequest, match=f"{i} is not a token id from 0 to 31999"):
+            tokenizer_of(shared, "llama-spm").decode([1, i])
 
 
 def test_html_strikethrough_ends_no_generation(shared):  # type: ignore[no-untyped-def]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llamoot.errors import ModelFileError
+from llamoot.errors import BadRequest, ModelFileError
 from llamoot.gguf.metadata import Metadata, Strings
 from llamoot.text.merge import merge_pairs
 from llamoot.text.split import splitter
@@ -124,11 +124,13 @@ class Tokenizer:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD.
 
         Exactly the text that was encoded, where the vocabulary has a token for every byte and
-        changes nothing before encoding (WordPiece and T5 do).
+        changes nothing before encoding (WordPiece and T5 do). BadRequest for an id that is none.
         """
         out, fresh = [], True
         spaced = self.vocab.add_space or self.vocab.kind == "wpm"
         for i in ids:
+            if not 0 <= i < self.size:
+                raise BadRequest(f"{i} is not a token id from 0 to {self.size - 1}", "tokens")
             special = self.vocab.type_of[i] in (CONTROL, UNKNOWN, USER)
             piece = b"" if skip_special and self.is_control(i) else self.vocab.piece(i)
             if special:
