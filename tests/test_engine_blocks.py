@@ -121,7 +121,7 @@ class Bookkeeping(RuleBasedStateMachine):
         assert self.memory.blocks.n_free == 10
 
 
-Bookkeeping.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Bookkeeping.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 test_bookkeeping_survives_random_orders = Bookkeeping.TestCase
 
 
