@@ -161,6 +161,16 @@ def test_headers_take_their_value_from_the_environment_and_records_do_not(
     asyncio.run(council.close())
 
 
+def test_a_bare_member_is_a_model_unless_it_is_nearly_an_agent() -> None:
+    made = panel(parse(GOOD.replace('["ada"', '["ada-lovelace-7b"', 1), "x.toml"))
+    assert made.places[0].spec.model == "ada-lovelace-7b"
+    rows = {k: o for k, _, o in explain(parse(GOOD.replace('["ada"', '["tiny.gguf"'), "x"))}
+    assert rows["members[0].model"] == "x: councils.main.members[0]"
+    longer = GOOD.replace("agents.ada", "agents.adelaide").replace('"ada"', '"adelaide"')
+    with pytest.raises(ConfigError, match="did you mean 'adelaide'"):
+        parse(longer.replace('["adelaide"', '["adelaid"'), "x.toml")
+
+
 def test_explain_names_value_and_origin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", "sk-secret-123")
     rows = {key: (value, origin) for key, value, origin in explain(parse(GOOD, "x.toml"))}

@@ -113,9 +113,9 @@ class Config(Struct, frozen=True, kw_only=True):
         return name, self.councils[name]
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
+def nearest(word: str, known: Iterable[str], likeness: float = 0.5) -> str | None:
     """The known word that was probably meant."""
-    return next(iter(difflib.get_close_matches(word, list(known), 1, 0.5)), None)
+    return next(iter(difflib.get_close_matches(word, list(known), 1, likeness)), None)
 
 
 def find(path: str | Path | None = None) -> Path | None:
@@ -241,8 +241,10 @@ def resolve(config: Config, entry: str | AgentConf, where: str) -> AgentConf:
     name = entry if isinstance(entry, str) else entry.agent
     base = config.agents.get(name)
     if base is None and name:
-        guess = nearest(name, config.agents)
-        if not isinstance(entry, str) or (config.agents and guess and "/" not in name):
+        explicit = not isinstance(entry, str)
+        # A bare word may be a model's name; only one very like an agent's is a slip of the pen.
+        guess = nearest(name, config.agents, 0.5 if explicit else 0.75)
+        if explicit or (guess and "/" not in name and not name.endswith(".gguf")):
             raise ConfigError(config.origin, where, f"there is no agent '{name}'", guess)
         base = AgentConf(model=name)
     made = base or AgentConf()
@@ -284,8 +286,8 @@ def explain(config: Config, name: str = "") -> list[tuple[str, Any, str]]:
             mine = isinstance(entry, AgentConf) and getattr(entry, key) == value
             place = f"councils.{name}.members[{i}]" if mine else f"agents.{made.agent}"
             known = mine or getattr(inherited, key) == value
-            origin = f"{config.origin}: {place}" if known else "the model's name"
-            rows.append((f"members[{i}].{key}", value, origin))
+            place = place if known else f"councils.{name}.members[{i}]"
+            rows.append((f"members[{i}].{key}", value, f"{config.origin}: {place}"))
         if endpoint is not None:
             origin = f"{config.origin}: endpoints.{made.endpoint}"
             rows.append((f"members[{i}].base_url", endpoint.base_url, origin))
