@@ -35,7 +35,7 @@ def council_entry(config: Config, name: str, store: Store | None) -> Entry:
     """A council as the model `council/NAME`."""
     council = Council(panel(config, name), open_agent, store=store)
     agent = CouncilAgent(council)
-    details = {"council": council, "members": [p.spec.model for p in council.panel.places]}
+    details = {"council": council, "members": [p.spec.id for p in council.panel.places]}
     return Entry(f"council/{name}", "council", lambda: agent, details)
 
 

@@ -67,6 +67,8 @@ def request_of(body: CompletionBody, request_id: str) -> ChatRequest:
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise BadRequest("best_of: only the value of n is supported", "best_of")
     check_range("logprobs", body.logprobs, 0, MAX_LOGPROBS)
+    if body.echo and body.logprobs is not None:
+        raise BadRequest("echo: not together with logprobs: a prompt's are not kept", "echo")
     return ChatRequest(
         messages=(),
         model=body.model or "",

@@ -91,7 +91,7 @@ async def council_transcript(request: Request) -> Response | EventStream:
         lease.release()
 
     stream = EventStream(_frames(run, 0), openai_failure, leave, {"x-run-id": run.id})
-    await stream.open()
+    await stream.open(request.receive)
     return stream
 
 
@@ -129,12 +129,16 @@ def _store(request: Request) -> Store:
     return store
 
 
+def _number(text: str, name: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise BadRequest(f"{name}: must be a whole number", name)
+    return int(text)
+
+
 @route
 async def list_runs(request: Request) -> Response | EventStream:
-    limit = request.query_params.get("limit", "50")
-    if not limit.isdigit():
-        raise BadRequest("limit: must be a whole number", "limit")
-    rows = _store(request).runs(min(int(limit), 500), request.query_params.get("q", ""))
+    limit = _number(request.query_params.get("limit", "50"), "limit")
+    rows = _store(request).runs(min(limit, 500), request.query_params.get("q", ""))
     data = [msgspec.to_builtins(row) for row in rows]
     return JSONResponse({"object": "list", "data": data})
 
@@ -143,15 +147,15 @@ async def list_runs(request: Request) -> Response | EventStream:
 async def run_events(request: Request) -> Response | EventStream:
     """All events so far as a list; with `Accept: text/event-stream`, those to come as well."""
     name = request.path_params["run"]
-    start = request.query_params.get("start") or request.headers.get("last-event-id") or "0"
-    if not start.isdigit():
-        raise BadRequest("start: must be a whole number", "start")
-    first = int(start) + (1 if request.headers.get("last-event-id") else 0)
+    seen = request.headers.get("last-event-id")
+    first = _number(request.query_params.get("start", "0"), "start")
+    if seen is not None:
+        first = _number(seen, "last-event-id") + 1
     live = _live(state_of(request), name)
     if "text/event-stream" in request.headers.get("accept", ""):
         events = _frames(live, first) if live else _past(_store(request), name, first)
         stream = EventStream(events, openai_failure, lambda: None)
-        await stream.open()
+        await stream.open(request.receive)
         return stream
     found = live.events[first:] if live else _store(request).events(_id(request, name), first)
     return Response(

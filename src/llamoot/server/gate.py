@@ -64,6 +64,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _host_of(header: str) -> str:
+    """The host of a Host header without its port; "" if it makes no sense."""
+    try:
+        return urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return ""
+
+
 class Gate:
     """Checks before the application, CORS headers after it."""
 
@@ -94,7 +102,7 @@ class Gate:
             self.running -= 1
 
     def _check(self, scope: Scope, headers: Headers, origin: str, cors: dict[str, str]) -> None:
-        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+        host = _host_of(headers.get("host", ""))
         if not is_loopback(host) and host not in self.limits.hosts and "*" not in self.limits.hosts:
             message = f"the Host '{host}' is not served here; start with --allow-host {host}"
             raise Refused(403, "host_not_allowed", message)

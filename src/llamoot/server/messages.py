@@ -127,6 +127,8 @@ def request_of(body: MessagesBody, request_id: str, counting: bool = False) -> C
     choice = choices.get(str(wanted.get("type")), str(wanted.get("name", "")))
     if choice not in (*choices.values(), *(tool.name for tool in tools)):
         raise BadRequest(f"tool_choice: no tool named '{choice}' is offered", "tool_choice")
+    if choice == "required" and not tools:
+        raise BadRequest("tool_choice: 'any' needs tools", "tool_choice")
     thinking = (body.thinking or {}).get("type")
     return ChatRequest(
         messages=tuple(messages),

@@ -67,6 +67,7 @@ class Registry:
     def __init__(self, entries: Iterable[Entry], memory: int = 0) -> None:
         self.entries = {entry.name: entry for entry in entries}
         self.memory = memory
+        self._room = asyncio.Lock()  # one model at a time is measured and loaded
 
     def find(self, name: str | None) -> Entry:
         """The entry of a name. With one model served, any name means it, as clients expect."""
@@ -93,25 +94,36 @@ class Registry:
     async def _open(self, entry: Entry) -> None:
         opened = entry.open()
         agent = await opened if isinstance(opened, Awaitable) else opened
-        if isinstance(agent, Loadable):
-            await self._make_room(entry, int(entry.details.get("n_bytes", 0)))
+        if not isinstance(agent, Loadable):
+            entry.agent = agent
+            return
+        async with self._room:
             try:
+                await self._make_room(entry, int(entry.details.get("n_bytes", 0)))
                 await agent.load()
             except BaseException:
                 await agent.close()
                 raise
-        entry.agent = agent
+            entry.agent = agent
+            await self._trim()
 
     async def _make_room(self, wanted: Entry, n_bytes: int) -> None:
         """Unload idle models, the longest unused first, until the new one fits."""
         while self.memory and self.loaded_bytes() + n_bytes > self.memory:
-            idle = [e for e in self.entries.values() if e.agent and not e.users and e.n_bytes]
-            if not idle:
+            if not (idle := self._idle()):
                 if self.loaded_bytes() == 0:
                     return  # alone it may try: the engine refuses with numbers if it must
                 message = f"no memory for '{wanted.name}' while other models are in use"
                 raise Overloaded(message, retry_after=5.0)
             await self.unload(min(idle, key=lambda e: e.last_used))
+
+    async def _trim(self) -> None:
+        """A loaded model with its cache is larger than its file: unload idle ones again."""
+        while self.memory and self.loaded_bytes() > self.memory and (idle := self._idle()):
+            await self.unload(min(idle, key=lambda e: e.last_used))
+
+    def _idle(self) -> list[Entry]:
+        return [e for e in self.entries.values() if e.agent and not e.users and e.n_bytes]
 
     async def unload(self, entry: Entry) -> None:
         agent, entry.agent = entry.agent, None

@@ -149,6 +149,14 @@ def _format(body: ResponsesBody) -> Format | None:
     return Format("schema", wanted.schema, wanted.name)
 
 
+def _format_body(body: ResponsesBody) -> dict[str, Any]:
+    wanted = body.text.format if body.text else None
+    if wanted is None or wanted.type == "text":
+        return {"type": "text"}
+    named: dict[str, Any] = msgspec.to_builtins(wanted)
+    return named if wanted.type == "json_schema" else {"type": wanted.type}
+
+
 def request_of(body: ResponsesBody, request_id: str) -> ChatRequest:
     """The body in the agents' own form."""
     refuse(body, "previous_response_id", "conversation", "prompt", "background")
@@ -156,11 +164,17 @@ def request_of(body: ResponsesBody, request_id: str) -> ChatRequest:
     check_range("top_p", body.top_p, 0, 1)
     if body.max_output_tokens is not None and body.max_output_tokens < 1:
         raise BadRequest("max_output_tokens: must be at least 1", "max_output_tokens")
+    if body.truncation not in (None, "disabled"):
+        raise BadRequest("truncation: only 'disabled' is supported", "truncation")
+    if body.top_logprobs or "message.output_text.logprobs" in (body.include or ()):
+        raise BadRequest("top_logprobs: only in /v1/chat/completions", "top_logprobs")
     choice = body.tool_choice or "auto"
     name = choice if isinstance(choice, str) else str(choice.get("name", ""))
     tools = _tools(body)
     if name not in ("auto", "none", "required", *(tool.name for tool in tools)):
         raise BadRequest(f"tool_choice: no tool named '{name}' is offered", "tool_choice")
+    if name == "required" and not tools:
+        raise BadRequest("tool_choice: 'required' needs tools", "tool_choice")
     effort = body.reasoning.effort if body.reasoning else None
     args: dict[str, Any] = {}
     if effort is not None:
@@ -210,7 +224,7 @@ class Writer:
             "reasoning": {"effort": None, "summary": None},
             "store": False,
             "temperature": body.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": _format_body(body)},
             "tool_choice": body.tool_choice or "auto",
             "tools": msgspec.to_builtins(body.tools or []),
             "top_p": body.top_p,

@@ -52,13 +52,14 @@ async def _whole(
 
 
 async def _streamed(
+    request: Request,
     events: AsyncGenerator[bytes, None],
     lease: Lease,
     headers: dict[str, str],
     failure: Callable[[LlamootError], bytes] = openai_failure,
 ) -> EventStream:
     stream = EventStream(events, failure, lease.release, headers)
-    await stream.open()
+    await stream.open(request.receive)
     return stream
 
 
@@ -76,7 +77,7 @@ async def chat_completions(request: Request) -> Response | EventStream:
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
         chunks = chat.chunks(agent, asked, n, lease.name, extra, usage)
-        return await _streamed(chunks, lease, headers)
+        return await _streamed(request, chunks, lease, headers)
     return await _whole(request, lease, chat.whole(agent, asked, n, lease.name, extra), headers)
 
 
@@ -116,13 +117,13 @@ async def text_completions(request: Request) -> Response | EventStream:
     state, name = state_of(request), request_id(request)
     body = decode(await request.body(), CompletionBody)
     asked = completions.request_of(body, name)
-    prompts = completions.prompts_of(body)
-    assert prompts
+    completions.prompts_of(body)
     lease = await state.registry.lease(body.model)
     agent = _completer(lease, Watched(lease, state.metrics))
     headers = {"x-request-id": name}
     if body.stream:
-        return await _streamed(completions.chunks(agent, body, asked, lease.name), lease, headers)
+        chunks = completions.chunks(agent, body, asked, lease.name)
+        return await _streamed(request, chunks, lease, headers)
     work = completions.whole(agent, body, asked, lease.name)
     return await _whole(request, lease, work, headers)
 
@@ -151,7 +152,7 @@ async def create_response(request: Request) -> Response | EventStream:
     headers = {"x-request-id": name}
     if body.stream:
         events = responses.events(agent, asked, writer)
-        return await _streamed(events, lease, headers, writer.failed)
+        return await _streamed(request, events, lease, headers, writer.failed)
     return await _whole(request, lease, responses.whole(agent, asked, writer), headers)
 
 
@@ -169,7 +170,7 @@ async def create_message(request: Request) -> Response | EventStream:
     headers = {"x-request-id": name, "request-id": name}
     if body.stream:
         events = messages.events(agent, asked, writer)
-        return await _streamed(events, lease, headers, anthropic_failure)
+        return await _streamed(request, events, lease, headers, anthropic_failure)
     return await _whole(request, lease, messages.whole(agent, asked, writer), headers)
 
 

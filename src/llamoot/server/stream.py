@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import msgspec
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from llamoot.errors import LlamootError
@@ -76,14 +77,26 @@ class EventStream:
         self.headers = [(k.encode(), v.encode()) for k, v in (headers or {}).items()]
         self._next: asyncio.Future[bytes] | None = None
 
-    async def open(self) -> None:
-        """Wait for the first event (bounded), so that an early error can still be a status."""
-        self._next = asyncio.ensure_future(anext(self.events))
-        await asyncio.wait({self._next}, timeout=FIRST_TOKEN_WAIT)
-        error = self._next.exception() if self._next.done() else None
-        if error is not None and not isinstance(error, StopAsyncIteration):
+    async def open(self, receive: Receive) -> None:
+        """Wait for the first event (bounded), so that an early error can still be a status.
+
+        ClientDisconnect if the client leaves meanwhile.
+        """
+        self._next = first = asyncio.ensure_future(anext(self.events))
+        leaving = asyncio.ensure_future(gone(receive))
+        both = {first, leaving}
+        try:
+            await asyncio.wait(both, timeout=FIRST_TOKEN_WAIT, return_when="FIRST_COMPLETED")
+            if first.done() and not isinstance(first.exception(), StopAsyncIteration | None):
+                first.result()
+            elif leaving.done():
+                raise ClientDisconnect
+        except BaseException:
             await self._close()
-            raise error
+            raise
+        finally:
+            leaving.cancel()
+            await asyncio.gather(leaving, return_exceptions=True)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -60,6 +60,8 @@ def messages_of(bodies: list[MessageBody]) -> tuple[Message, ...]:
     roles: dict[str, Role] = {"developer": "system", "function": "tool"}
     done = []
     for i, body in enumerate(bodies):
+        if body.content is None and body.role in ("system", "developer", "user"):
+            raise BadRequest(f"messages[{i}].content: is needed", f"messages[{i}].content")
         calls = []
         for j, call in enumerate(body.tool_calls or ()):
             arguments = call.function.arguments
@@ -97,6 +99,20 @@ def bias_of(bias: dict[str, float] | list[list[float]] | None) -> dict[int, floa
         raise BadRequest("logit_bias: keys must be token ids", "logit_bias") from None
 
 
+def limit_of(body: SamplingBody) -> int | None:
+    """The most tokens to generate; llama-server's -1 means as many as fit."""
+    for name in ("max_completion_tokens", "max_tokens", "n_predict"):
+        limit: int | None = getattr(body, name)
+        if limit is None:
+            continue
+        if limit == -1 and name == "n_predict":
+            return None
+        if limit < 1:
+            raise BadRequest(f"{name}: must be at least 1, not {limit}", name)
+        return limit
+    return None
+
+
 def sampling_of(body: SamplingBody, logprobs: int | None) -> Sampling:
     """Ranges are checked here once; agents trust them."""
     check_range("temperature", body.temperature, 0, 100)
@@ -106,11 +122,15 @@ def sampling_of(body: SamplingBody, logprobs: int | None) -> Sampling:
     check_range("frequency_penalty", body.frequency_penalty, -2, 2)
     check_range("presence_penalty", body.presence_penalty, -2, 2)
     check_range("n", body.n, 1, MAX_CHOICES)
+    check_range("repeat_penalty", body.repeat_penalty, 0.01, 100)
+    check_range("repetition_penalty", body.repetition_penalty, 0.01, 100)
+    check_range("dry_multiplier", body.dry_multiplier, 0, 100)
+    check_range("dry_base", body.dry_base, 0, 100)
+    check_range("xtc_probability", body.xtc_probability, 0, 1)
+    check_range("xtc_threshold", body.xtc_threshold, 0, 1)
+    check_range("mirostat_tau", body.mirostat_tau, 0.01, 100)
+    check_range("mirostat_eta", body.mirostat_eta, 0.001, 100)
     check_range("logprobs", logprobs, 0, MAX_LOGPROBS)
-    limits = (body.max_completion_tokens, body.max_tokens, body.n_predict)
-    limit = next((value for value in limits if value is not None), None)
-    if limit is not None and limit < 1 and body.n_predict != limit:
-        raise BadRequest(f"max_tokens: must be at least 1, not {limit}", "max_tokens")
     if body.mirostat not in (None, 0, 2):
         raise BadRequest("mirostat: only 0 (off) and 2 are supported", "mirostat")
     return Sampling(
@@ -132,10 +152,17 @@ def sampling_of(body: SamplingBody, logprobs: int | None) -> Sampling:
         mirostat_eta=(body.mirostat_eta or 0.1) if body.mirostat == 2 else None,
         logit_bias=bias_of(body.logit_bias),
         seed=body.seed,
-        max_tokens=limit if limit is not None and limit > 0 else None,
+        max_tokens=limit_of(body),
         stop=stops_of(body.stop),
         logprobs=logprobs,
     )
+
+
+def _schema_in(text: str, place: str) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadRequest(f"{place}: is not a JSON schema: {error}", place) from None
 
 
 def format_of(body: SamplingBody) -> Format | None:
@@ -152,7 +179,7 @@ def format_of(body: SamplingBody) -> Format | None:
     outputs = body.structured_outputs or StructuredOutputs()
     schema = outputs.json
     if isinstance(schema, str):
-        schema = msgspec.json.decode(schema)
+        schema = _schema_in(schema, "structured_outputs.json")
     for kind, value in (
         ("schema", body.json_schema),
         ("schema", body.guided_json),
@@ -175,6 +202,8 @@ def tools_of(bodies: list[ToolBody] | None) -> tuple[Tool, ...]:
             where = f"tools[{i}].type"
             raise BadRequest(f"{where}: only 'function' tools are supported", where)
         f = body.function
+        if not f.name:
+            raise BadRequest(f"tools[{i}].function.name: is empty", f"tools[{i}].function.name")
         done.append(Tool(f.name, f.description or "", f.parameters, bool(f.strict)))
     return tuple(done)
 
@@ -199,10 +228,14 @@ def request_of(body: ChatBody, request_id: str) -> ChatRequest:
     refuse(body, "audio", "prediction", "web_search_options", "functions", "function_call", "store")
     if body.modalities and body.modalities != ["text"]:
         raise BadRequest("modalities: only text is supported", "modalities")
+    check_range("top_logprobs", body.top_logprobs, 0, MAX_LOGPROBS)
     if body.top_logprobs is not None and not body.logprobs:
         raise BadRequest("top_logprobs: needs logprobs to be true", "top_logprobs")
     tools = tools_of(body.tools)
     args = dict(body.chat_template_kwargs or {})
+    if taken := args.keys() & {"messages", "tools"}:
+        where = f"chat_template_kwargs.{min(taken)}"
+        raise BadRequest(f"{where}: belongs into the field of that name", where)
     if body.enable_thinking is not None:
         args["enable_thinking"] = body.enable_thinking
     if body.reasoning_effort is not None:
