@@ -31,6 +31,7 @@ from llamoot.kernels.attention_plan import (
     SPLIT_ROWS,
     TILE,
     UNTIL,
+    plan,
 )
 from llamoot.kernels.op import inner, op
 from llamoot.kernels.simd import (
@@ -84,6 +85,9 @@ class Unit(NamedTuple):
     n: int
     head: int
     part: int  # -1 for all
+
+
+_plan = inner(plan)
 
 
 @inner
@@ -246,20 +250,12 @@ def attend(
     table: int,
     table_stride: int,
     memory: int,
-    memory_bytes: int,
-    query_stride: int,
-    sum_stride: int,
-    keys_at: int,
-    values_at: int,
-    sums_at: int,
-    all_sums_at: int,
-    scores_at: int,
-    state_at: int,
     partial: int,
     parts: int,
 ) -> None:
     """rows is the number of sequences; a query sees `back` positions back and `ahead` ahead"""
-    own, group = memory + thread * memory_bytes, heads // kv_heads
+    at, group = _plan(head_dim, v_dim), heads // kv_heads
+    own = memory + thread * at.n_bytes
     # fmt: off
     call = Call(
         out, out_stride, q, q_stride, k, k_block, v, v_block, heads, kv_heads, group, scale,
@@ -268,8 +264,8 @@ def attend(
     unit = _unit(claim(work), rows, call)
     while unit.n > 0:
         tile = Tile(
-            unit.n, own, query_stride, own + keys_at, own + values_at, own + sums_at,
-            own + all_sums_at, sum_stride, own + scores_at, own + state_at, head_dim, v_dim,
+            unit.n, own, at.query_stride, own + at.keys, own + at.values, own + at.sums,
+            own + at.all_sums, at.sum_stride, own + at.scores, own + at.state, head_dim, v_dim,
             type, softcap, alibi,
         )
         # fmt: on
@@ -290,18 +286,19 @@ def merge(
     out: int,
     out_stride: int,
     heads: int,
+    head_dim: int,
     v_dim: int,
-    sum_stride: int,
     sinks: int,
     first: int,
     length: int,
+    memory: int,
     partial: int,
     parts: int,
-    memory: int,
-    memory_bytes: int,
 ) -> None:
     """Join the parts that were done apart; one piece is one sequence and head"""
-    sums, state = memory + thread * memory_bytes + LINE, memory + thread * memory_bytes
+    at = _plan(head_dim, v_dim)
+    state, sum_stride = memory + thread * at.n_bytes, at.sum_stride
+    sums = state + LINE
     piece = claim(work)
     while piece < rows * heads:
         seq, head = piece // heads, piece % heads

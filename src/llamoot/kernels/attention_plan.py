@@ -8,7 +8,7 @@ walks them all. The arithmetic is the same, so neither threads, nor neighbours, 
 prompt was cut into steps change a bit of the result.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 TILE = 32  # queries of one tile
 SPLIT_ROWS = 4  # rows of a sequence up to which its parts are done apart
@@ -23,8 +23,7 @@ TOTALS = 4 * TILE * 5 + 8 * TILE * 3  # a vector of partial sums
 STATE_BYTES = TOTALS + LINE * TILE
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """Offsets (bytes) inside one thread's working memory, and its size."""
 
     queries: int
@@ -40,8 +39,9 @@ class Plan:
 
 
 def plan(head_dim: int, v_dim: int) -> Plan:
-    """Working memory for heads of these dimensions."""
-    query_stride, sum_stride = 4 * _filled(head_dim), 4 * _filled(v_dim)
+    """Working memory for heads of these dimensions; the kernels compile this function too."""
+    query_stride = 4 * PIECE * (-(-head_dim // PIECE))
+    sum_stride = 4 * PIECE * (-(-v_dim // PIECE))
     keys = TILE * query_stride
     values = keys + PIECE * 4 * head_dim
     sums = values + PIECE * sum_stride
@@ -59,8 +59,5 @@ def most_parts(max_blocks: int) -> int:
 
 def partial_floats(max_seqs: int, max_blocks: int, n_heads: int, v_dim: int) -> int:
     """Floats that parts done apart leave behind: greatest score, total and sums of each."""
-    return max_seqs * SPLIT_ROWS * n_heads * most_parts(max_blocks) * (_filled(v_dim) + 2)
-
-
-def _filled(dims: int) -> int:
-    return -(-dims // PIECE) * PIECE
+    row = plan(v_dim, v_dim).sum_stride // 4 + 2
+    return max_seqs * SPLIT_ROWS * n_heads * most_parts(max_blocks) * row

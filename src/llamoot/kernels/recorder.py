@@ -169,13 +169,12 @@ class Recorder:
         partial, sinks = self._common("partial", floats), _floats(how.sinks)
         both: dict[str, Any] = {
             "heads": how.n_heads,
+            "head_dim": how.head_dim,
             "v_dim": how.v_dim,
             "sinks": sinks,
             "first": step.first,
             "length": step.length,
             "memory": memory,
-            "memory_bytes": cut.n_bytes,
-            "sum_stride": cut.sum_stride,
             "partial": partial,
             "parts": most_parts(step.max_blocks),
         }
@@ -194,7 +193,6 @@ class Recorder:
             v_block=cache.v.strides[0],
             type=TYPES.index(cache.type),
             kv_heads=how.n_kv_heads,
-            head_dim=how.head_dim,
             scale=how.scale,
             softcap=how.softcap,
             back=back,
@@ -204,13 +202,6 @@ class Recorder:
             pos=step.pos,
             table=step.table,
             table_stride=step.table.strides[0],
-            query_stride=cut.query_stride,
-            keys_at=cut.keys,
-            values_at=cut.values,
-            sums_at=cut.sums,
-            all_sums_at=cut.all_sums,
-            scores_at=cut.scores,
-            state_at=cut.state,
             **both,
         )
         self._tape.add("attention.merge", "seqs", [partial], [out, memory], out=out, **both)
