@@ -1,6 +1,7 @@
 """Kinds of answers, canonical forms, votes and rankings."""
 
 import random
+import time
 from typing import Any
 
 import pytest
@@ -104,6 +105,24 @@ def test_what_is_shown_is_the_answer_as_it_was_written() -> None:
     assert surface("27 + 48 = 75", Kind("number")) == "75"
     assert surface("about 1,234.5 in all", Kind("number")) == "1,234.5"
     assert surface("nothing here", Kind("number")) == "nothing here"
+
+
+HOSTILE = [
+    "1 " * 100_000, "not " * 100_000, "is 1" + "1" * 400_000, "**" * 100_000, "A) " + " " * 300_000,
+    "answer: " * 50_000, "```\n" * 100_000, "[" * 200_000, "1,1" * 100_000, "A B " * 100_000,
+    "\\boxed{" * 50_000, "yes no " * 50_000, "a" * 2_000_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: repr(text[:8]))
+def test_no_text_however_long_takes_long(text: str) -> None:
+    began = time.process_time()
+    detect(text)
+    for kind in KINDS:
+        canonical(text, kind)
+        surface(text, kind)
+    read_ranking(text, ["A", "B", "C"])
+    assert time.process_time() - began < 5.0
 
 
 NUMERIC = st.text(alphabet="0123456789.,-−+/½%eE ×^*=$ kmshg°\n'", max_size=24)

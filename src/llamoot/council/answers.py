@@ -31,6 +31,8 @@ class Kind(Struct, frozen=True):
 
 
 TEXT = Kind()
+# Texts may be of any length and made to hurt: no pattern sees more of one than this.
+_QUESTION, _END, _BEFORE = 4_000, 20_000, 48
 
 _OPTION = re.compile(r"(?:^|\n|\s)\(?([A-Z])[).:]\s+(.+?)(?=\s+\(?[A-Z][).:]\s|\n|$)")
 _ASKS: tuple[tuple[KindName, str], ...] = (
@@ -83,6 +85,8 @@ def detect(question: str, format: Format | None = None) -> Kind:
         return Kind("json")
     if format is not None and format.kind == "choice":
         return Kind("choice", tuple((str(v), str(v)) for v in format.value))
+    if len(question) > _QUESTION:
+        question = question[: _QUESTION // 2] + "\n" + question[-_QUESTION // 2 :]
     options = tuple((found[1], found[2].strip()) for found in _OPTION.finditer(question))
     if len(options) > 1 and [o[0] for o in options] == [chr(65 + i) for i in range(len(options))]:
         return Kind("choice", options)
@@ -110,6 +114,8 @@ def canonical(text: str, kind: Kind) -> str | None:
 def surface(text: str, kind: Kind) -> str:
     """The answer as its author wrote it, without the way to it; `text` itself for open kinds."""
     tidy = unicodedata.normalize("NFC", text).strip()
+    if kind.name in ("number", "span"):
+        tidy = tidy[-_END:]
     if kind.name == "number":
         found = _pick_number(_clean(tidy))
         return found[0] if found else tidy
@@ -123,6 +129,11 @@ def surface(text: str, kind: Kind) -> str:
     return tidy
 
 
+def _denied(text: str, at: int) -> bool:
+    """Whether what stands at `at` is denied by the words right before it."""
+    return bool(_NOT.search(text[max(0, at - _BEFORE) : at]))
+
+
 def _canonical(text: str, kind: Kind) -> str | None:
     if kind.name == "code":
         blocks = _FENCE.findall(text)
@@ -130,6 +141,8 @@ def _canonical(text: str, kind: Kind) -> str | None:
         return "\n".join(line.rstrip() for line in lines if line.strip()) or None
     if kind.name == "json":
         return _canonical_json(text)
+    if kind.name != "text":
+        text = text[-_END:]  # the answer stands at the end
     text = _clean(unicodedata.normalize("NFKC", text) if kind.name == "text" else text)
     if kind.name == "number":
         found = _pick_number(text)
@@ -158,9 +171,7 @@ def _pick_number(text: str) -> tuple[str, str] | None:
     boxes = [first or second for first, second in _BOX.findall(text)]
     tail = _tail(text)
     for part, which in ((boxes[-1] if boxes else None, -1), (tail, 0)):
-        found = [
-            (w, c) for at, w, c in find_numbers(part or "") if not _NOT.search((part or "")[:at])
-        ]
+        found = [(w, c) for at, w, c in find_numbers(part or "") if not _denied(part or "", at)]
         if found:
             sums = (part or "").split("\n")[0].rpartition("=")[2]
             after = [(w, c) for _, w, c in find_numbers(sums)] if "=" in (part or "") else []
@@ -172,7 +183,7 @@ def _pick_number(text: str) -> tuple[str, str] | None:
     before, equals, after_equals = text.rpartition("=")
     parts = (after_equals, text) if equals and before else (text,)
     for part, which in zip(parts, (0, -1) if len(parts) == 2 else (-1,)):
-        found = [(w, c) for at, w, c in find_numbers(part) if not _NOT.search(part[:at])]
+        found = [(w, c) for at, w, c in find_numbers(part) if not _denied(part, at)]
         if found:
             return found[which]
     return None
@@ -188,7 +199,7 @@ def _pick_boolean(text: str) -> str | None:
             ):
                 continue
             yes = word in _YES
-            return "yes" if yes != bool(_NOT.search((part or "")[: found.start()])) else "no"
+            return "yes" if yes != bool(_denied(part or "", found.start())) else "no"
     return None
 
 
@@ -200,9 +211,7 @@ def _pick_choice(text: str, options: tuple[tuple[str, str], ...]) -> str | None:
     either = "|".join(re.escape(letter) for letter in sorted(letters, key=len, reverse=True))
     standing = re.compile(rf"(?<![\w'’])\(?({either})(?:[).:,]|\b(?!['’]))(?!\s+[a-z]+\s+[a-z])")
     for part in (_tail(text), text):
-        found = [
-            m for m in standing.finditer(part or "") if not _NOT.search((part or "")[: m.start()])
-        ]
+        found = [m for m in standing.finditer(part or "") if not _denied(part or "", m.start())]
         named = {m[1] for m in found}
         if found and (len(named) == 1 or part is not text):
             return str(found[0][1])
@@ -214,7 +223,7 @@ def _pick_choice(text: str, options: tuple[tuple[str, str], ...]) -> str | None:
         for letter, words in options
         if (at := low.find(" ".join(words.casefold().split()).rstrip("."))) >= 0
         and words.strip(" .")
-        and not _NOT.search(low[:at])
+        and not _denied(low, at)
     }
     return said.pop() if len(said) == 1 else None
 
