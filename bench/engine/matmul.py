@@ -157,7 +157,8 @@ def report(
         "  ".join(f"{k} {v:.1f}" if isinstance(v, float) else f"{k} {v}" for k, v in about.items())
     )
     print(
-        f"{'type':>6} {'tokens':>6} {'µs':>9} {'GB/s':>7} {'of read':>8} {'GMAC/s':>8} {'of int8':>8}"
+        f"{'type':>6} {'tokens':>6} {'µs':>9} {'GB/s':>7} {'of read':>8} "
+        f"{'GMAC/s':>8} {'of int8':>8}"
     )
     for c in lines:
         print(

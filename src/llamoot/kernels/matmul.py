@@ -38,11 +38,23 @@ from llamoot.kernels.record import (
     SUM_HIGH,
     SUM_LOW,
 )
-from llamoot.kernels.simd import LANES, load_floats, load_long, stack, store, zero_floats
+from llamoot.kernels.simd import (
+    LANES,
+    TARGET,
+    load_floats,
+    load_long,
+    prefetch,
+    stack,
+    store,
+    zero_floats,
+)
 
 GROUP = 16  # rows of weights that are interleaved
-TILE = 8 if LANES != 8 else 4  # tokens of the widest tile: what the registers hold
+TILE = 8 if LANES == 16 or TARGET.has("neon") else 4  # tokens of the widest: what registers hold
 SPAN = 64  # tokens that a thread claims at once
+# How far ahead weights are asked for, by the line: the processor alone does not keep enough of
+# them under way once several tokens are multiplied.
+AHEAD, LINE = 4096, 64
 TABLE = 8 * TILE  # bytes of the addresses of a tile
 
 Product = Callable[..., Any]
@@ -120,6 +132,8 @@ def _int8_product(form: Form) -> Product:
             shared = head(p, part)
             p += head_bytes
             for _ in range(blocks):
+                for line in range(0, step, LINE):
+                    prefetch(p + AHEAD + line)
                 sums = block(sums, p, part, shared, base, x)
                 p += step
                 x += RECORD
@@ -138,6 +152,7 @@ def _float_product(load: Any, size: int) -> Product:
     def product(p: int, part: int, columns: int, base: Any, sums: Any) -> Any:
         p += size * part
         for x in range(columns):
+            prefetch(p + AHEAD)
             sums = add_outer_tile(sums, load(p), base, 4 * x)
             p += size * GROUP
         return sums

@@ -135,6 +135,19 @@ def stack(typing: Any, n: Any) -> Typed:
     return types.int64(n), emit
 
 
+@instruction
+def prefetch(typing: Any, address: Any) -> Typed:
+    """Ask for a cache line that will be read soon; the address need not exist."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        hints = [ir.Constant(_I32, n) for n in (0, 3, 1)]
+        all_args = [pointer(builder, args[0], _I8), *hints]
+        call_intrinsic(builder, "llvm.prefetch.p0", ir.VoidType(), all_args)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), emit
+
+
 # --- making vectors ----------------------------------------------------------------------------
 
 
