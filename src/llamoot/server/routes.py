@@ -31,6 +31,8 @@ def route(handler: Handler) -> Callable[[Request], Awaitable[Any]]:
             return Response(status_code=499)
         except LlamootError as error:
             return error_response(error, request.url.path)
+        except RecursionError:
+            return error_response(BadRequest("the body is nested too deeply"), request.url.path)
 
     return answering
 
