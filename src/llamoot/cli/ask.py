@@ -7,11 +7,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from llamoot import api
 from llamoot.agents.types import Message
 from llamoot.cli import render
+from llamoot.cli.options import Argument, Option
 from llamoot.council.council import answered
 from llamoot.council.events import Event, encode
 from llamoot.council.folds import Transcript
@@ -19,11 +18,11 @@ from llamoot.council.plan import learn, predict
 from llamoot.council.run import Run
 from llamoot.errors import BadRequest
 
-Config = Annotated[Path | None, typer.Option("--config", "-c", help="configuration file")]
-Name = Annotated[str | None, typer.Option("--council", help="which council of the file")]
+Config = Annotated[Path | None, Option("--config", "-c", help="configuration file")]
+Name = Annotated[str | None, Option("--council", help="which council of the file")]
 Members = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--member",
         "--experts",
         "-m",
@@ -32,28 +31,28 @@ Members = Annotated[
 ]
 Protocol = Annotated[
     str | None,
-    typer.Option("--protocol", "-p", help="solo, vote, synthesize, debate, review or auto"),
+    Option("--protocol", "-p", help="solo, vote, synthesize, debate, review or auto"),
 ]
-Samples = Annotated[int | None, typer.Option("--samples", min=1, help="samples of each member")]
-Deadline = Annotated[float | None, typer.Option("--deadline", min=0.01, help="seconds in all")]
-Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
+Samples = Annotated[int | None, Option("--samples", min=1, help="samples of each member")]
+Deadline = Annotated[float | None, Option("--deadline", min=0.01, help="seconds in all")]
+Json = Annotated[bool, Option("--json", help="one JSON object on stdout")]
 
 
 def ask(
-    question: Annotated[str, typer.Argument(help="the question; - reads it from stdin")],
+    question: Annotated[str, Argument(help="the question; - reads it from stdin")],
     config: Config = None,
     council: Name = None,
     member: Members = None,
     protocol: Protocol = None,
     samples: Samples = None,
     deadline: Deadline = None,
-    quorum: Annotated[int | None, typer.Option(min=1, help="answers that are enough")] = None,
-    max_rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="of a debate")] = None,
-    key: Annotated[str, typer.Option("--key", help="idempotency key: the same run again")] = "",
+    quorum: Annotated[int | None, Option(min=1, help="answers that are enough")] = None,
+    max_rounds: Annotated[int | None, Option("--rounds", min=1, help="of a debate")] = None,
+    key: Annotated[str, Option("--key", help="idempotency key: the same run again")] = "",
     json: Json = False,
-    events: Annotated[bool, typer.Option("--events", help="events as JSON lines")] = False,
-    show_dissent: Annotated[bool, typer.Option("--show-dissent", help="who disagreed")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="nothing but the answer")] = False,
+    events: Annotated[bool, Option("--events", help="events as JSON lines")] = False,
+    show_dissent: Annotated[bool, Option("--show-dissent", help="who disagreed")] = False,
+    quiet: Annotated[bool, Option("--quiet", "-q", help="nothing but the answer")] = False,
 ) -> None:
     """Ask a council. Without a configuration it is made of what is found on this machine."""
     if question == "-":

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import typer
 
+from llamoot.cli.options import Argument, Option
 from llamoot.errors import BadRequest
 from llamoot.kernels.cores import usable
 from llamoot.kernels.step import BLOCK
@@ -22,14 +22,14 @@ PROBE_BYTES = 256 << 20  # larger than any cache
 
 
 def bench(
-    model: Annotated[Path, typer.Argument(help="a GGUF file")],
-    prompt: Annotated[int, typer.Option("--prompt", "-p", min=1, help="prompt tokens")] = 512,
-    decode: Annotated[int, typer.Option("--decode", "-n", min=1, help="decoded tokens")] = 32,
-    together: Annotated[int, typer.Option("--together", "-s", min=2, help="sequences")] = 4,
-    rounds: Annotated[int, typer.Option("--rounds", "-r", min=1, help="median of")] = 3,
-    cache: Annotated[str, typer.Option("--cache-type", help="f16, q8_0 or f32")] = "f16",
-    threads: Annotated[int, typer.Option("--threads", min=0, help="0: one per core")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
+    model: Annotated[Path, Argument(help="a GGUF file")],
+    prompt: Annotated[int, Option("--prompt", "-p", min=1, help="prompt tokens")] = 512,
+    decode: Annotated[int, Option("--decode", "-n", min=1, help="decoded tokens")] = 32,
+    together: Annotated[int, Option("--together", "-s", min=2, help="sequences")] = 4,
+    rounds: Annotated[int, Option("--rounds", "-r", min=1, help="median of")] = 3,
+    cache: Annotated[str, Option("--cache-type", help="f16, q8_0 or f32")] = "f16",
+    threads: Annotated[int, Option("--threads", min=0, help="0: one per core")] = 0,
+    json: Annotated[bool, Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Prompt speed, decoding alone and together, and their share of the read bandwidth."""
     if cache not in ("f32", "f16", "q8_0"):

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markdown import Markdown
@@ -17,6 +16,7 @@ from llamoot.agents.files import find_model
 from llamoot.agents.local import LocalAgent
 from llamoot.agents.types import Agent, ChatRequest, Message, Sampling, Usage
 from llamoot.cli.conversation import Conversation, Leave
+from llamoot.cli.options import Argument, Option
 from llamoot.engine.budget import Settings
 from llamoot.errors import LlamootError
 
@@ -29,18 +29,18 @@ HISTORY_LINES = 2000
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="GGUF file, model name, or council/NAME")] = "",
-    system: Annotated[str, typer.Option("--system", "-s", help="system message")] = "",
-    n: Annotated[int | None, typer.Option("-n", help="tokens of an answer at most")] = None,
-    temp: Annotated[float | None, typer.Option(help="temperature; 0: the likeliest")] = None,
-    top_p: Annotated[float | None, typer.Option(help="of the likeliest that reach p")] = None,
-    seed: Annotated[int | None, typer.Option(help="the same seed, the same answers")] = None,
-    think: Annotated[bool | None, typer.Option(help="let the model reason, or not")] = None,
-    plain: Annotated[bool, typer.Option(help="show text as it is, no markdown")] = False,
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="of councils")] = None,
-    ctx: Annotated[int, typer.Option(help="context in tokens; 0: what fits")] = 0,
-    cache_type: Annotated[str, typer.Option(help="f32, f16 or q8_0")] = "f16",
-    threads: Annotated[int, typer.Option(help="0: one per core")] = 0,
+    model: Annotated[str, Argument(help="GGUF file, model name, or council/NAME")] = "",
+    system: Annotated[str, Option("--system", "-s", help="system message")] = "",
+    n: Annotated[int | None, Option("-n", help="tokens of an answer at most")] = None,
+    temp: Annotated[float | None, Option(help="temperature; 0: the likeliest")] = None,
+    top_p: Annotated[float | None, Option(help="of the likeliest that reach p")] = None,
+    seed: Annotated[int | None, Option(help="the same seed, the same answers")] = None,
+    think: Annotated[bool | None, Option(help="let the model reason, or not")] = None,
+    plain: Annotated[bool, Option(help="show text as it is, no markdown")] = False,
+    config: Annotated[Path | None, Option("--config", "-c", help="of councils")] = None,
+    ctx: Annotated[int, Option(help="context in tokens; 0: what fits")] = 0,
+    cache_type: Annotated[str, Option(help="f32, f16 or q8_0")] = "f16",
+    threads: Annotated[int, Option(help="0: one per core")] = 0,
 ) -> None:
     """Talk to a model or a council. /help lists the commands, Ctrl-C stops an answer."""
     settings = Settings.of(cache_type, context=ctx, max_seqs=1, threads=threads)

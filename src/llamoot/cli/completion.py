@@ -2,9 +2,8 @@
 
 from typing import Annotated
 
-import typer
-
-from llamoot.cli.main import VERBS, command
+from llamoot.cli.main import VERBS, function
+from llamoot.cli.options import Argument, parameters
 from llamoot.errors import BadRequest
 
 _BASH = """\
@@ -23,7 +22,7 @@ _FISH = "complete -c llamoot -n '__fish_use_subcommand' -f -a {verb} -d '{senten
 
 
 def completion(
-    shell: Annotated[str, typer.Argument(help="bash, zsh or fish")] = "bash",
+    shell: Annotated[str, Argument(help="bash, zsh or fish")] = "bash",
 ) -> None:
     """Print a script; for bash: eval "$(llamoot completion bash)" in ~/.bashrc."""
     if shell == "fish":
@@ -44,8 +43,8 @@ def completion(
 def _options(verb: str) -> list[str]:
     """The long options of a verb."""
     return [
-        option
-        for parameter in command(verb, verb).params
-        for option in parameter.opts
-        if option.startswith("--")
+        name
+        for parameter in parameters(function(verb))
+        for name in (*parameter.names, *parameter.negatives)
+        if name.startswith("--")
     ]

@@ -5,20 +5,20 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-import typer
 
 from llamoot import api
 from llamoot.cli import render
+from llamoot.cli.options import Argument, Option
 from llamoot.council.config import explain, find, load, nearest
 from llamoot.council.panel import panel
 from llamoot.errors import BadRequest
 
 
 def config(
-    action: Annotated[str, typer.Argument(help="check or explain")] = "check",
-    file: Annotated[Path | None, typer.Option("--config", "-c", help="the file")] = None,
-    council: Annotated[str, typer.Option("--council", help="which council")] = "",
-    json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
+    action: Annotated[str, Argument(help="check or explain")] = "check",
+    file: Annotated[Path | None, Option("--config", "-c", help="the file")] = None,
+    council: Annotated[str, Option("--council", help="which council")] = "",
+    json: Annotated[bool, Option("--json", help="as JSON")] = False,
 ) -> None:
     """Check llamoot.toml, or show each setting of a council with its value and origin."""
     if action not in ("check", "explain"):

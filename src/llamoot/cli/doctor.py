@@ -4,12 +4,11 @@ import asyncio
 import time
 from typing import Annotated, Any
 
-import typer
-
 from llamoot import api
 from llamoot.agents.types import AgentSpec, ChatRequest, Message, Sampling
 from llamoot.cli import ask as asking
 from llamoot.cli import render
+from llamoot.cli.options import Option
 from llamoot.council.calls import Member
 from llamoot.errors import LlamootError
 
@@ -20,9 +19,9 @@ def doctor(
     config: asking.Config = None,
     council: asking.Name = None,
     member: asking.Members = None,
-    deadline: Annotated[float, typer.Option(help="seconds for each member")] = 60.0,
+    deadline: Annotated[float, Option(help="seconds for each member")] = 60.0,
     json: asking.Json = False,
-) -> None:
+) -> int:
     """Ask each member; the exit code is 3 if the quorum or the chair does not answer."""
     made = api.panel(asyncio.run(api.configure(config, member or [], council=council)))
     rows = asyncio.run(_visit(api.Council.of(made), deadline))
@@ -37,8 +36,7 @@ def doctor(
             print(f"{row['label']:6} {row['id']:24} {mark:8} {row['seconds']:6.2f} s  {what}")
         print(f"quorum of {made.rules.quorum}: {'yes' if quorum else 'NO'}", end=", ")
         print(f"chair {made.chairs[0]}: {'yes' if chair else 'NO'}")
-    if not (quorum and chair):
-        raise typer.Exit(3)
+    return 0 if quorum and chair else 3
 
 
 async def _visit(council: api.Council, limit: float) -> list[dict[str, Any]]:

@@ -6,25 +6,25 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import typer
 
 from llamoot.agents.files import find_model
 from llamoot.agents.model import Model
 from llamoot.cli.logits import token_ids
+from llamoot.cli.options import Argument, Option
 from llamoot.errors import BadRequest
 
 
 def embed(
-    model: Annotated[str, typer.Argument(help="GGUF file, or the name of a model that is here")],
+    model: Annotated[str, Argument(help="GGUF file, or the name of a model that is here")],
     texts: Annotated[
-        list[str] | None, typer.Argument(help="one vector for each; none: lines of stdin")
+        list[str] | None, Argument(help="one vector for each; none: lines of stdin")
     ] = None,
     tokens: Annotated[
-        list[str] | None, typer.Option("--tokens", "-t", help="token ids instead: 1,2,3")
+        list[str] | None, Option("--tokens", "-t", help="token ids instead: 1,2,3")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="write float32 .npy")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="do not bring vectors to length 1")] = False,
-    json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
+    out: Annotated[Path | None, Option("--out", "-o", help="write float32 .npy")] = None,
+    raw: Annotated[bool, Option("--raw", help="do not bring vectors to length 1")] = False,
+    json: Annotated[bool, Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """One vector for each text, pooled as the model file says."""
     if tokens and texts:

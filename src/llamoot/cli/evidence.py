@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-import typer
 from msgspec import Struct
 
 from llamoot import api
 from llamoot.cli import render
+from llamoot.cli.options import Argument, Option
 from llamoot.council.answers import canonical, detect
 from llamoot.council.evidence import Outcome, Row, row
 from llamoot.council.panel import Panel, panel
@@ -34,17 +34,17 @@ class Question(Struct, frozen=True):
 
 
 def evidence(
-    members: Annotated[list[str] | None, typer.Argument(help="members, as for `ask`")] = None,
-    config: Annotated[Path | None, typer.Option("--config", "-c")] = None,
-    questions: Annotated[Path | None, typer.Option(help="JSON lines: question, answer")] = None,
-    n: Annotated[int, typer.Option("--problems", "-n", min=2, help="questions to ask")] = 200,
-    seed: Annotated[int, typer.Option(help="of the generated questions")] = 7,
-    protocols: Annotated[str, typer.Option(help="which to compare")] = "vote,debate,synthesize",
-    samples: Annotated[int, typer.Option(min=2, help="of each member")] = 3,
-    temperature: Annotated[float, typer.Option(min=0.0, help="of samples")] = 0.8,
-    parallel: Annotated[int, typer.Option(min=1, help="questions at a time")] = 4,
-    out: Annotated[Path | None, typer.Option(help="write the figures as JSON")] = None,
-    json: Annotated[bool, typer.Option("--json")] = False,
+    members: Annotated[list[str] | None, Argument(help="members, as for `ask`")] = None,
+    config: Annotated[Path | None, Option("--config", "-c")] = None,
+    questions: Annotated[Path | None, Option(help="JSON lines: question, answer")] = None,
+    n: Annotated[int, Option("--problems", "-n", min=2, help="questions to ask")] = 200,
+    seed: Annotated[int, Option(help="of the generated questions")] = 7,
+    protocols: Annotated[str, Option(help="which to compare")] = "vote,debate,synthesize",
+    samples: Annotated[int, Option(min=2, help="of each member")] = 3,
+    temperature: Annotated[float, Option(min=0.0, help="of samples")] = 0.8,
+    parallel: Annotated[int, Option(min=1, help="questions at a time")] = 4,
+    out: Annotated[Path | None, Option(help="write the figures as JSON")] = None,
+    json: Annotated[bool, Option("--json")] = False,
 ) -> None:
     """Compare one sample, the best single expert, self-consistency and the protocols.
 

@@ -4,18 +4,18 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-import typer
 
 from llamoot.cli import render
+from llamoot.cli.options import Argument, Option
 from llamoot.cli.show import recorded
 from llamoot.council.events import encode
 from llamoot.council.folds import Transcript
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="a run's id, the beginning of it, or last")] = "last",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="file; else stdout")] = None,
-    json: Annotated[bool, typer.Option("--json", help="all events, as JSON")] = False,
+    run: Annotated[str, Argument(help="a run's id, the beginning of it, or last")] = "last",
+    out: Annotated[Path | None, Option("--out", "-o", help="file; else stdout")] = None,
+    json: Annotated[bool, Option("--json", help="all events, as JSON")] = False,
 ) -> None:
     """Write a run as Markdown, or with --json as a list of its events."""
     found = recorded(run)

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-import typer
 
 from llamoot.agents.discovery import discover
 from llamoot.agents.types import AgentSpec
 from llamoot.cli import render
+from llamoot.cli.options import Option
 from llamoot.council.config import NAME, parse
 from llamoot.errors import BadRequest
 
@@ -31,9 +31,9 @@ deadline = 300           # seconds for everything
 
 
 def init(
-    out: Annotated[Path, typer.Option("--out", "-o", help="file to write")] = Path(NAME),
-    force: Annotated[bool, typer.Option("--force", help="replace an existing file")] = False,
-    show: Annotated[bool, typer.Option("--print", help="only print it")] = False,
+    out: Annotated[Path, Option("--out", "-o", help="file to write")] = Path(NAME),
+    force: Annotated[bool, Option("--force", help="replace an existing file")] = False,
+    show: Annotated[bool, Option("--print", help="only print it")] = False,
 ) -> None:
     """Look for endpoints, local servers and models, and write a configuration of them."""
     text = document(asyncio.run(discover()))

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import typer
 
+from llamoot.cli.options import Argument, Option
 from llamoot.errors import ModelFileError
 from llamoot.gguf.metadata import Strings
 from llamoot.gguf.reader import GGUF, Tensor, open_gguf
@@ -25,17 +25,17 @@ CACHES: tuple[CacheType, ...] = ("f16", "q8_0")
 
 
 def inspect(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="model file")],
-    tensors: Annotated[bool, typer.Option("--tensors", help="a row for every tensor")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print all of it as JSON")] = False,
+    model: Annotated[Path, Argument(metavar="MODEL", help="model file")],
+    tensors: Annotated[bool, Option("--tensors", help="a row for every tensor")] = False,
+    as_json: Annotated[bool, Option("--json", help="print all of it as JSON")] = False,
 ) -> None:
     """Metadata, tensors, bytes by type and memory plan of a model file."""
     with open_gguf(model) as gguf:
         found = describe(gguf)
     if as_json:
-        typer.echo(json.dumps(found, ensure_ascii=False, allow_nan=False))
+        print(json.dumps(found, ensure_ascii=False, allow_nan=False))
     else:
-        typer.echo("\n".join(_lines(found, tensors)))
+        print("\n".join(_lines(found, tensors)))
 
 
 def describe(gguf: GGUF) -> dict[str, Any]:

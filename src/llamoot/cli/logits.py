@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import typer
 
+from llamoot.cli.options import Argument, Option
 from llamoot.errors import BadRequest
 from llamoot.model.runner import open_runner, run_alone
 
@@ -20,14 +20,14 @@ def token_ids(text: str) -> list[int]:
 
 
 def logits(
-    model: Annotated[Path, typer.Argument(help="a GGUF file")],
-    tokens: Annotated[str, typer.Option("--tokens", "-t", help="token ids: 1,2,3")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="write float32 .npy")] = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="best ids shown per position")] = 5,
-    context: Annotated[int, typer.Option("--context", min=0, help="positions; 0: enough")] = 0,
-    cache: Annotated[str, typer.Option("--cache-type", help="f32, f16 or q8_0")] = "f32",
-    threads: Annotated[int, typer.Option("--threads", min=0, help="0: one per core")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
+    model: Annotated[Path, Argument(help="a GGUF file")],
+    tokens: Annotated[str, Option("--tokens", "-t", help="token ids: 1,2,3")],
+    out: Annotated[Path | None, Option("--out", "-o", help="write float32 .npy")] = None,
+    top: Annotated[int, Option("--top", min=1, help="best ids shown per position")] = 5,
+    context: Annotated[int, Option("--context", min=0, help="positions; 0: enough")] = 0,
+    cache: Annotated[str, Option("--cache-type", help="f32, f16 or q8_0")] = "f32",
+    threads: Annotated[int, Option("--threads", min=0, help="0: one per core")] = 0,
+    json: Annotated[bool, Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Logits of every position, as a file (--out) or as the best ids with log-probabilities."""
     ids = token_ids(tokens)

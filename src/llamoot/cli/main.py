@@ -5,16 +5,15 @@ Exit codes: 0 answered · 1 internal · 2 wrong usage or configuration · 3 no a
 """
 
 import difflib
-import importlib
 import os
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from types import TracebackType
-from typing import Any
-
-import typer
 
 import llamoot
 from llamoot import env
+from llamoot.cli.options import parse, usage
 from llamoot.errors import AgentError, BadRequest, ConfigError, CouncilFailed, LlamootError
 
 VERBS = {
@@ -44,7 +43,6 @@ VERBS = {
 }
 _NESTED = {("bench", "council"): "evidence"}  # two words, one file
 _CODES = {"deadline": 4, "budget": 5, "cancelled": 130, "config_error": 2, "internal": 1}
-_UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # click's, wherever typer keeps it
 
 
 def main(args: list[str] | None = None) -> None:
@@ -52,17 +50,22 @@ def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     if not env.get("LLAMOOT_DEBUG"):
         sys.excepthook = _unexpected
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # the caller closed it
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (for the whole process)
     sys.exit(_run(args))
 
 
 def _run(args: list[str]) -> int:
     try:
-        return _verb(args)
+        code = _verb(args)
+        sys.stdout.flush()
+        return code
     except LlamootError as error:
         if env.get("LLAMOOT_DEBUG"):
             raise
         return _say(str(error), exit_code(error))
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         return _say("stopped", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -93,28 +96,23 @@ def _verb(args: list[str]) -> int:
     name = verb
     if rest and (verb, rest[0]) in _NESTED:
         name, verb, rest = _NESTED[verb, rest[0]], f"{verb} {rest[0]}", rest[1:]
+    title, called = f"llamoot {verb}", function(name)
+    if any(word in ("-h", "--help") for word in rest[: [*rest, "--"].index("--")]):
+        print(usage(called, title))
+        return 0
     try:
-        code = command(verb, name).main(rest, prog_name=f"llamoot {verb}", standalone_mode=False)
-    except typer.Exit as end:
-        code = end.exit_code
-    except _UsageError as error:
-        text: str = getattr(error, "format_message", error.__str__)()
-        message, _, options = text.rstrip(".").replace("\n", " ").partition(" (Possible options: ")
-        hint = f"; did you mean {options.split(',')[0].rstrip(')')}?" if options else ""
-        hint = hint or f"; `llamoot {verb} --help` lists what it takes"
-        return _say(message[:1].lower() + message[1:] + hint, 2)
-    if code == 130:  # what typer makes of Ctrl-C
-        raise KeyboardInterrupt
-    return code if isinstance(code, int) else 0
+        given = parse(called, rest)
+    except BadRequest as error:
+        hint = "" if ";" in str(error) else f"; `{title} --help` lists what it takes"
+        return _say(f"{error}{hint}", 2)
+    return called(**given) or 0
 
 
-def command(verb: str, name: str) -> Any:
-    """The command of a verb; importing its file `name` is what this costs."""
-    module = importlib.import_module(f"llamoot.cli.{name}")
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    settings = {"help_option_names": ["-h", "--help"]}
-    app.command(verb, context_settings=settings)(getattr(module, name))
-    return typer.main.get_command(app)
+def function(name: str) -> Callable[..., int | None]:
+    """The function of the verb's file `name`; it returns an exit code or None. Importing that
+    file is what this costs."""
+    verb: Callable[..., int | None] = getattr(import_module(f"llamoot.cli.{name}"), name)
+    return verb
 
 
 def exit_code(error: LlamootError) -> int:

@@ -1,30 +1,30 @@
 """`llamoot models`: the model files that are here."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from llamoot import env
 from llamoot.agents.files import BUILT_IN, local_models
+from llamoot.cli.options import Option
 from llamoot.errors import ModelFileError
 from llamoot.gguf.reader import open_gguf
 from llamoot.gguf.types import FileType
 
 
 def models(
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: Annotated[bool, Option("--json", help="print JSON")] = False,
 ) -> None:
     """The model files of the models folder, and the built-in one."""
     folder = env.models_folder()
     paths = [*([BUILT_IN] if BUILT_IN.is_file() else []), *local_models()]
     rows = [describe(path) for path in paths]
     if as_json:
-        typer.echo(json.dumps(rows))
+        print(json.dumps(rows))
         return
     if not rows:
-        typer.echo(f"no models in {folder}; `llamoot pull REPO` downloads one", err=True)
+        print(f"no models in {folder}; `llamoot pull REPO` downloads one", file=sys.stderr)
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
         size = f"{row['bytes'] / 1e6:10.1f} MB"
@@ -32,10 +32,10 @@ def models(
             f"{row['architecture']:12} {row['quant']:8} {row['parameters'] / 1e6:9.1f} M  "
             f"context {row['context'] or '?'}"
         )
-        typer.echo(f"{row['name']:{width}}  {size}  {what}")
+        print(f"{row['name']:{width}}  {size}  {what}")
     stopped = sorted(folder.rglob("*.part")) if folder.is_dir() else []
     for part in stopped:
-        typer.echo(f"{part}: a download that was stopped; pull it again to go on", err=True)
+        print(f"{part}: a download that was stopped; pull it again to go on", file=sys.stderr)
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -5,20 +5,20 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-import typer
 
 from llamoot import api
 from llamoot.agents.files import find_model
 from llamoot.agents.types import Message
 from llamoot.cli import ask as asking
 from llamoot.cli import render
+from llamoot.cli.options import Argument
 from llamoot.council.folds import Transcript
 from llamoot.council.panel import Panel
 from llamoot.council.plan import Plan, learn, predict
 
 
 def plan(
-    question: Annotated[str, typer.Argument(help="the question")],
+    question: Annotated[str, Argument(help="the question")],
     config: asking.Config = None,
     council: asking.Name = None,
     member: asking.Members = None,

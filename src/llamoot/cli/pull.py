@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,18 +17,32 @@ from rich.progress import (
 
 from llamoot import env
 from llamoot.agents.hub import HubFile, choose, download, endpoint, list_files, quant_of
+from llamoot.cli.options import Argument, Option
 from llamoot.errors import BadRequest
+
+RECOMMENDED = (  # source, bytes (the hub says them exactly before a download), what for
+    ("Qwen/Qwen3-0.6B-GGUF:Q8_0", 639_000_000, "the smallest that talks sensibly; any machine"),
+    ("Qwen/Qwen3-1.7B-GGUF:Q8_0", 1_830_000_000, "a good council on a laptop"),
+    ("Qwen/Qwen3-4B-GGUF:Q4_K_M", 2_500_000_000, "the best of these; 4 GB of memory"),
+)
 
 
 def pull(
-    source: Annotated[str, typer.Argument(metavar="REPO[:QUANT]", help="owner/name:Q4_K_M")],
-    yes: Annotated[bool, typer.Option("-y", "--yes", help="do not ask")] = False,
-    only_list: Annotated[bool, typer.Option("--list", help="show what there is")] = False,
-    into: Annotated[Path | None, typer.Option(help="folder instead of the models folder")] = None,
-    revision: Annotated[str, typer.Option(help="branch, tag or commit")] = "main",
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+    source: Annotated[
+        str, Argument(metavar="REPO[:QUANT]", help="owner/name:Q4_K_M; none: what to begin with")
+    ] = "",
+    yes: Annotated[bool, Option("-y", "--yes", help="do not ask")] = False,
+    only_list: Annotated[bool, Option("--list", help="show what there is")] = False,
+    into: Annotated[Path | None, Option(help="folder instead of the models folder")] = None,
+    revision: Annotated[str, Option(help="branch, tag or commit")] = "main",
+    as_json: Annotated[bool, Option("--json", help="print the result as JSON")] = False,
 ) -> None:
-    """Download a model file. A download that was stopped goes on where it ended."""
+    """Download a model file. A download that was stopped goes on where it ended.
+
+    The size is shown first; without a repository, small models to begin with are listed."""
+    if not source:
+        _recommend(as_json)
+        return
     source = source.removeprefix(endpoint()).removeprefix("hf.co/").strip("/")
     repo, _, wanted = source.partition(":")
     files = list_files(repo, revision)
@@ -44,11 +57,23 @@ def pull(
     if not yes:
         if not sys.stdin.isatty():
             raise BadRequest("nobody can be asked here; add --yes to download", "yes")
-        typer.confirm("download?", abort=True, err=True)
+        print("download? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise KeyboardInterrupt
     paths = _all(repo, chosen, folder, revision, total)
     first = paths[0]
     result = {"path": str(first), "files": [str(path) for path in paths], "bytes": total}
-    typer.echo(json.dumps(result) if as_json else str(first))
+    print(json.dumps(result) if as_json else str(first))
+
+
+def _recommend(as_json: bool) -> None:
+    """Small models to begin with."""
+    if as_json:
+        names = ("source", "bytes", "what")
+        print(json.dumps([dict(zip(names, row)) for row in RECOMMENDED]))
+        return
+    for source, size, what in RECOMMENDED:
+        print(f"llamoot pull {source:28} {amount(size):>8}  {what}")
 
 
 def _all(repo: str, chosen: list[HubFile], folder: Path, revision: str, total: int) -> list[Path]:
@@ -83,7 +108,7 @@ def amount(n: int) -> str:
 def _show(files: list[HubFile], as_json: bool) -> None:
     rows = [{"file": f.name, "quant": quant_of(f.name), "bytes": f.size} for f in files]
     if as_json:
-        typer.echo(json.dumps(rows))
+        print(json.dumps(rows))
         return
     for file in files:
-        typer.echo(f"{amount(file.size):>10}  {quant_of(file.name):8}  {file.name}")
+        print(f"{amount(file.size):>10}  {quant_of(file.name):8}  {file.name}")

@@ -5,22 +5,22 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llamoot import env
+from llamoot.cli.options import Argument, Option
 from llamoot.gguf.reader import open_gguf
 from llamoot.gguf.types import TensorType
 from llamoot.quant.convert import convert, file_type, plan
 
 
 def quantize(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="model file to read")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="model file to write")],
-    kind: Annotated[str, typer.Argument(metavar="TYPE", help="Q4_K_M, Q8_0, F16, …")],
-    threads: Annotated[int, typer.Option(help="threads; 0 means all of this process")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+    source: Annotated[Path, Argument(metavar="IN", help="model file to read")],
+    target: Annotated[Path, Argument(metavar="OUT", help="model file to write")],
+    kind: Annotated[str, Argument(metavar="TYPE", help="Q4_K_M, Q8_0, F16, …")],
+    threads: Annotated[int, Option(help="threads; 0 means all of this process")] = 0,
+    as_json: Annotated[bool, Option("--json", help="print the result as JSON")] = False,
 ) -> None:
     """Write a model file again with smaller tensor types, chosen as llama.cpp does."""
     chosen = file_type(kind)
@@ -47,7 +47,7 @@ def quantize(
             "original in F16 or BF16 is more accurate",
             soft_wrap=True,
         )
-    typer.echo(json.dumps(done) if as_json else _sentence(done))
+    print(json.dumps(done) if as_json else _sentence(done))
 
 
 def _cores() -> int:

@@ -4,20 +4,20 @@ import asyncio
 from typing import Annotated, Any
 
 import msgspec
-import typer
 
 from llamoot import api
 from llamoot.cli import ask as asking
+from llamoot.cli.options import Argument, Option
 from llamoot.council.council import recorded_panel
 from llamoot.council.folds import Transcript
 from llamoot.council.store import Store
 
 
 def resume(
-    run: Annotated[str, typer.Argument(help="a run's id, the beginning of it, or last")] = "last",
+    run: Annotated[str, Argument(help="a run's id, the beginning of it, or last")] = "last",
     json: asking.Json = False,
-    events: Annotated[bool, typer.Option("--events", help="events as JSON lines")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="nothing but the answer")] = False,
+    events: Annotated[bool, Option("--events", help="events as JSON lines")] = False,
+    quiet: Annotated[bool, Option("--quiet", "-q", help="nothing but the answer")] = False,
     deadline: asking.Deadline = None,
 ) -> None:
     """Continue a run from its last complete answer."""

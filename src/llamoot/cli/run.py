@@ -7,40 +7,38 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-import typer
 
 from llamoot.agents.files import find_model
 from llamoot.agents.model import Model, open_model
 from llamoot.agents.types import ChatRequest, Format, Logprob, Sampling, Usage
+from llamoot.cli.options import Argument, Option
 from llamoot.engine.budget import Settings
 from llamoot.errors import BadRequest
 
 
 def run(
-    model: Annotated[str, typer.Argument(help="GGUF file, or the name of a model that is here")],
-    prompt: Annotated[str, typer.Option("-p", "--prompt", help="text; - or none: stdin")] = "-",
-    n: Annotated[int, typer.Option("-n", help="tokens at most; -1: until it ends")] = 256,
-    temp: Annotated[float | None, typer.Option(help="temperature; 0: the likeliest")] = None,
-    top_k: Annotated[int | None, typer.Option(help="of the k likeliest only")] = None,
-    top_p: Annotated[float | None, typer.Option(help="of the likeliest that reach p")] = None,
-    min_p: Annotated[float | None, typer.Option(help="of those at least p times the top")] = None,
-    repeat_penalty: Annotated[float | None, typer.Option(help="1: none")] = None,
-    seed: Annotated[int | None, typer.Option(help="the same seed, the same text")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="text that ends it; repeatable")] = None,
-    grammar: Annotated[str, typer.Option(help="GBNF or Lark: file, or the grammar itself")] = "",
-    json_schema: Annotated[str, typer.Option(help="JSON schema: file, or the schema itself")] = "",
-    regex: Annotated[str, typer.Option(help="the whole text must match")] = "",
-    draft: Annotated[list[str] | None, typer.Option(help="text it probably repeats")] = None,
-    lora: Annotated[list[str] | None, typer.Option(help="adapter file, or FILE=SCALE")] = None,
-    logprobs: Annotated[
-        int | None, typer.Option(help="alternatives per token, with --json")
-    ] = None,
-    special: Annotated[bool, typer.Option(help="control tokens in the prompt are meant")] = False,
-    echo: Annotated[bool, typer.Option(help="print the prompt first")] = False,
-    ctx: Annotated[int, typer.Option(help="context in tokens; 0: what fits")] = 0,
-    cache_type: Annotated[str, typer.Option(help="f32, f16 or q8_0")] = "f16",
-    threads: Annotated[int, typer.Option(help="0: one per core")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    model: Annotated[str, Argument(help="GGUF file, or the name of a model that is here")],
+    prompt: Annotated[str, Option("-p", "--prompt", help="text; - or none: stdin")] = "-",
+    n: Annotated[int, Option("-n", help="tokens at most; -1: until it ends")] = 256,
+    temp: Annotated[float | None, Option(help="temperature; 0: the likeliest")] = None,
+    top_k: Annotated[int | None, Option(help="of the k likeliest only")] = None,
+    top_p: Annotated[float | None, Option(help="of the likeliest that reach p")] = None,
+    min_p: Annotated[float | None, Option(help="of those at least p times the top")] = None,
+    repeat_penalty: Annotated[float | None, Option(help="1: none")] = None,
+    seed: Annotated[int | None, Option(help="the same seed, the same text")] = None,
+    stop: Annotated[list[str] | None, Option(help="text that ends it; repeatable")] = None,
+    grammar: Annotated[str, Option(help="GBNF or Lark: file, or the grammar itself")] = "",
+    json_schema: Annotated[str, Option(help="JSON schema: file, or the schema itself")] = "",
+    regex: Annotated[str, Option(help="the whole text must match")] = "",
+    draft: Annotated[list[str] | None, Option(help="text it probably repeats")] = None,
+    lora: Annotated[list[str] | None, Option(help="adapter file, or FILE=SCALE")] = None,
+    logprobs: Annotated[int | None, Option(help="alternatives per token, with --json")] = None,
+    special: Annotated[bool, Option(help="control tokens in the prompt are meant")] = False,
+    echo: Annotated[bool, Option(help="print the prompt first")] = False,
+    ctx: Annotated[int, Option(help="context in tokens; 0: what fits")] = 0,
+    cache_type: Annotated[str, Option(help="f32, f16 or q8_0")] = "f16",
+    threads: Annotated[int, Option(help="0: one per core")] = 0,
+    as_json: Annotated[bool, Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Complete a prompt with a model, without a chat template."""
     text = sys.stdin.read() if prompt == "-" else prompt

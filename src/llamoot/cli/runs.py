@@ -4,17 +4,17 @@ import time
 from typing import Annotated
 
 import msgspec
-import typer
 
 from llamoot import api
 from llamoot.cli import render
+from llamoot.cli.options import Argument, Option
 from llamoot.council.store import Store
 
 
 def runs(
-    words: Annotated[str, typer.Argument(help="only runs with these words")] = "",
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="how many")] = 20,
-    json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
+    words: Annotated[str, Argument(help="only runs with these words")] = "",
+    limit: Annotated[int, Option("--limit", "-n", min=1, help="how many")] = 20,
+    json: Annotated[bool, Option("--json", help="as JSON")] = False,
 ) -> None:
     """List recorded runs."""
     store = Store(api.runs_file())

@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
 import uvicorn
 
 from llamoot import env
 from llamoot.agents.discovery import discover
+from llamoot.cli.options import Argument, Option
 from llamoot.council import config as configuration
 from llamoot.council.store import Store
 from llamoot.errors import ConfigError, LlamootError
@@ -23,23 +23,23 @@ from llamoot.server.state import State
 KEEP_ALIVE = 75  # seconds; longer than clients keep idle connections in their pools
 DRAIN = 20  # seconds that running requests get after SIGTERM
 
-Names = Annotated[list[str] | None, typer.Argument(help="model files, or names of the models here")]
+Names = Annotated[list[str] | None, Argument(help="model files, or names of the models here")]
 
 
 def serve(
     models: Names = None,
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="llamoot.toml")] = None,
-    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", "-p", min=0, max=65535)] = 8080,
-    api_key_file: Annotated[Path | None, typer.Option(help="keys, one a line")] = None,
-    insecure: Annotated[bool, typer.Option(help="listen beyond loopback without a key")] = False,
-    allow_host: Annotated[list[str] | None, typer.Option(help="further Host names")] = None,
-    allow_origin: Annotated[list[str] | None, typer.Option(help="web pages that may call")] = None,
-    memory: Annotated[float, typer.Option(min=0, help="GB for all loaded models; 0: no limit")] = 0,
-    max_requests: Annotated[int, typer.Option(min=1, help="running at once")] = 256,
-    max_body_mb: Annotated[float, typer.Option(min=0.001, help="largest request body")] = 16,
-    record: Annotated[bool, typer.Option(help="keep the runs of councils")] = True,
-    preload: Annotated[bool, typer.Option(help="open the named models before serving")] = False,
+    config: Annotated[Path | None, Option("--config", "-c", help="llamoot.toml")] = None,
+    host: Annotated[str, Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, Option("--port", "-p", min=0, max=65535)] = 8080,
+    api_key_file: Annotated[Path | None, Option(help="keys, one a line")] = None,
+    insecure: Annotated[bool, Option(help="listen beyond loopback without a key")] = False,
+    allow_host: Annotated[list[str] | None, Option(help="further Host names")] = None,
+    allow_origin: Annotated[list[str] | None, Option(help="web pages that may call")] = None,
+    memory: Annotated[float, Option(min=0, help="GB for all loaded models; 0: no limit")] = 0,
+    max_requests: Annotated[int, Option(min=1, help="running at once")] = 256,
+    max_body_mb: Annotated[float, Option(min=0.001, help="largest request body")] = 16,
+    record: Annotated[bool, Option(help="keep the runs of councils")] = True,
+    preload: Annotated[bool, Option(help="open the named models before serving")] = False,
 ) -> None:
     """Serve models and councils. Without arguments: the configuration, or what is found here."""
     keys = read_keys(api_key_file) if api_key_file else ()

@@ -2,10 +2,9 @@
 
 from typing import Annotated
 
-import typer
-
 from llamoot import api
 from llamoot.cli import render
+from llamoot.cli.options import Argument, Option
 from llamoot.council.events import Event, encode
 from llamoot.council.folds import Transcript
 from llamoot.council.store import Store
@@ -21,9 +20,9 @@ def recorded(run: str) -> list[Event]:
 
 
 def show(
-    run: Annotated[str, typer.Argument(help="a run's id, the beginning of it, or last")] = "last",
-    json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
-    events: Annotated[bool, typer.Option("--events", help="events as JSON lines")] = False,
+    run: Annotated[str, Argument(help="a run's id, the beginning of it, or last")] = "last",
+    json: Annotated[bool, Option("--json", help="one JSON object")] = False,
+    events: Annotated[bool, Option("--events", help="events as JSON lines")] = False,
 ) -> None:
     """Show rounds, answers, votes and cost of a run."""
     found = recorded(run)
