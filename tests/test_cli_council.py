@@ -425,6 +425,7 @@ def test_the_openai_package_and_ours_receive_the_same_text() -> None:
             code, out, _ = await process(
                 "ask", "hi", "-m", f"{server.url}#m", "-p", "solo", "--quiet"
             )
+            await client.close()
             assert code == 0 and theirs == "".join(pieces) == out.rstrip("\n")
 
     asyncio.run(run())
