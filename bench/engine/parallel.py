@@ -31,7 +31,8 @@ class Ours:
     def steps(self, n: int) -> list[float]:
         self.count += 1
         for i in range(n):
-            ids = [(7919 * (self.count + j) + i) % 30_000 + 500 for j in range(PROMPT)]
+            vocab = self.engine.runner.config.n_vocab
+            ids = [(7919 * (self.count + j) + i) % (vocab - 300) + 260 for j in range(PROMPT)]
             params = Params(temperature=0.8, top_k=40, top_p=0.95, min_p=0.05, seed=i)
             self.engine.submit(Sequence(ids, params, max_new=STEPS + 1))
         while not self.engine.n_running or self.engine.n_waiting or self._prompts():
@@ -76,11 +77,11 @@ class Theirs:
     def steps(self, n: int) -> list[float]:
         self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)
         for seq in range(n):
-            self.decode([(500 + 7 * j + seq, j, seq, j == PROMPT - 1) for j in range(PROMPT)])
+            self.decode([(300 + j + seq, j, seq, j == PROMPT - 1) for j in range(PROMPT)])
         times = []
         for step in range(STEPS):
             started = time.perf_counter()
-            self.decode([(900 + step + seq, PROMPT + step, seq, True) for seq in range(n)])
+            self.decode([(400 + step + seq, PROMPT + step, seq, True) for seq in range(n)])
             times.append(time.perf_counter() - started)
         return times
 
