@@ -35,7 +35,7 @@ from llamoot.kernels.control import (
 )
 from llamoot.kernels.op import inner, op
 
-SPINS = 1000  # pauses (some 50 µs) before a waiting thread offers its processor to others
+SPINS = 40  # pauses (one or two µs) before a waiting thread offers its processor to others
 
 
 @inner

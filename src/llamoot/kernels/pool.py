@@ -25,7 +25,7 @@ from llamoot.kernels.memory import address, aligned
 
 Words = npt.NDArray[Any]
 
-PATIENCE = 10_000  # turns that a worker spins after a step before it sleeps
+PATIENCE = 4000  # turns that a worker spins after a step before it sleeps: a millisecond or two
 TRIES = 20  # times that sleeping workers are called before a step begins without them
 
 
