@@ -62,8 +62,12 @@ def port(shared: pathlib.Path) -> Iterator[int]:
         """,
         "test",
     )
+    # Opened here first: a machine's very first start compiles kernels for a while.
+    held = [open_model(path), open_model(BUILT_IN)]
     with serving(State(registry_of([], [], config, None))) as number:
         yield number
+    for model in held:
+        close_model(model)
 
 
 BOTH = pytest.mark.parametrize("model", ["abacus", "stories"])
