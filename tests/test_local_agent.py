@@ -124,6 +124,20 @@ def test_a_cancelled_task_frees_everything(stories: pathlib.Path) -> None:
     play(work, stories)
 
 
+def test_who_gives_up_while_the_file_opens_leaves_nothing_open(stories: pathlib.Path) -> None:
+    async def work(make: Any) -> None:
+        agent = make()
+        opening = asyncio.create_task(agent.load())
+        await asyncio.sleep(0)
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        await agent.close()
+        other = make("B", settings=Settings(context=128))
+        assert (await other.load()).context_length == 128
+
+    play(work, stories)
+
+
 def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(stories: pathlib.Path) -> None:
     async def work(make: Any) -> None:
         agent = make()

@@ -168,6 +168,9 @@ class LocalAgent:
 
     async def close(self) -> None:
         """Give the model back; the last agent of a file frees its memory. Safe to call twice."""
+        if self._loading is not None:  # somebody gave up waiting for it
+            with suppress(LlamootError, OSError):
+                await self.load()
         model, self._model = self._model, None
         if model is not None:
             await asyncio.to_thread(close_model, model)

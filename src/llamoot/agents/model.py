@@ -296,7 +296,9 @@ def open_model(path: str | os.PathLike[str], settings: Settings = AS_FITS) -> Mo
 
 def close_model(model: Model) -> None:
     """One user less; the last one frees the model's memory."""
-    for slot in [s for s in _slots.values() if s.model is model]:
+    with _slots_lock:
+        slots = [slot for slot in _slots.values() if slot.model is model]
+    for slot in slots:
         _leave(slot)
 
 

@@ -164,7 +164,8 @@ class Engine:
         if unknown:
             what = f"open are {', '.join(known)}" if known else "the model was opened without any"
             raise BadRequest(f"no adapter is called {unknown[0]!r}: {what}", "adapters")
-        if not seq.pooling and not self.runner.config.causal:
+        writes = self.runner.has_logits and self.runner.config.causal
+        if not seq.pooling and not writes:
             raise BadRequest("this model makes embeddings and no text; use `embed`", "model")
 
     def _guess(self, seq: Sequence) -> list[int]:
@@ -232,7 +233,8 @@ class Engine:
                 member.first_token = perf_counter()
             chosen, finish = self._choose(member, rows, guesses)
             member.last_token = perf_counter()
-            self.blocks.wrote(member, max(0, len(chosen) - 1))
+            if len(chosen) > 1:
+                self.blocks.wrote(member, len(chosen) - 1)  # guesses that were right
             self.n_generated += len(chosen)
             if member.lookup:
                 member.lookup.learn(len(guesses), len(chosen) - 1)
