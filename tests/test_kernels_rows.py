@@ -6,10 +6,12 @@ import typing
 import numpy as np
 import pytest
 
+from llamoot.errors import LlamootError
+from llamoot.kernels.compiled import Compiled
 from llamoot.kernels.recorder import Recorder
 from llamoot.kernels.table import Act, Buf, Kernels, Rope, Routing
 from llamoot.kernels.twins import TwinKernels
-from pairs import assert_same, run_pair
+from pairs import assert_same, make_step, run_pair
 
 pytestmark = pytest.mark.kernel
 
@@ -167,3 +169,11 @@ def test_routing_equals_the_twin(
         pairs = run_pair(BATCH, shapes, forward)
         assert np.array_equal(*pairs["ids"])
         assert_same(pairs["w"], 1e-5)
+
+
+def test_what_the_kernels_cannot_hold_is_refused() -> None:
+    executor = Compiled(make_step(BATCH), 1)
+    logits, ids = executor.buffer(1025), executor.buffer(2)
+    with pytest.raises(LlamootError, match="1025 experts"):
+        executor.record(lambda k: k.route(ids, ids, logits, Routing(2, "softmax")))
+    executor.close()

@@ -1,11 +1,13 @@
 """The tape and its threads: order, barriers, sleep, interruption, death and forks."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -233,3 +235,12 @@ def test_threads_can_be_set_by_the_environment(monkeypatch: pytest.MonkeyPatch) 
     assert executor.threads == 3
     executor.close()
     executor.close()
+
+
+def test_a_closed_executor_keeps_no_memory_of_its_tape() -> None:
+    executor = Compiled(small_step(), 1)
+    kept = weakref.ref(chain(executor, 3))
+    assert kept() is not None
+    executor.close()
+    gc.collect()
+    assert kept() is None

@@ -82,3 +82,4 @@ class Compiled:
             self._closed = True
             give_back(self._pool)
             self.tape = Tape(self._step, self._pool)
+            self.kernels = Recorder(self.tape)

@@ -4,6 +4,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from llamoot.errors import LlamootError
 from llamoot.kernels.attention_plan import most_parts, partial_floats, plan
 from llamoot.kernels.cache import TYPES, LayerCache
 from llamoot.kernels.products import emit_embed, emit_embed_pos, emit_experts, emit_matmul
@@ -15,6 +16,7 @@ ACTS: tuple[str, ...] = get_args(Act)
 GATES = ("softmax", "sigmoid", "softmax_after", "sqrt_softplus")
 KINDS = ("halves", "adjacent")
 FAR = 1 << 40  # further than any position
+MOST = 1024  # dimensions of a head, experts of a layer: what fits the kernels' own memory
 
 
 class Recorder:
@@ -141,6 +143,7 @@ class Recorder:
             (v, cache.v, shape.v_dim, 1, shape.v_dim),
         )
         for x, array, dims, dim_stride, pos_stride in sides:
+            _at_most(dims, "dimensions of a head")
             self._tape.add(
                 "store.store_rows",
                 x,
@@ -213,6 +216,7 @@ class Recorder:
 
     def route(self, ids: Buf, weights: Buf, logits: Buf, how: Routing) -> None:
         """Choose experts"""
+        _at_most(logits.data.shape[1], "experts")
         self._tape.add(
             "route.route",
             logits,
@@ -311,6 +315,11 @@ class Recorder:
 
 
 _NO_WEIGHTS: dict[str, Any] = {"weights": None, "weights_stride": 0}
+
+
+def _at_most(number: int, what: str) -> None:
+    if number > MOST:
+        raise LlamootError(f"{number} {what} are more than the compiled kernels take ({MOST})")
 
 
 def _floats(values: Floats | None) -> Floats | None:
