@@ -7,11 +7,12 @@ batch. The file is opened at the first question, on a thread.
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -31,6 +32,8 @@ from llamoot.text.tokenizer import Part
 
 RESERVED = ("messages", "tools", "add_generation_prompt")  # of a template, not the caller's
 
+T = TypeVar("T")
+LONG = 20_000  # characters; more take long enough to become tokens that others would notice
 _templates: WeakKeyDictionary[Model, ChatTemplate] = WeakKeyDictionary()
 _templates_lock = threading.Lock()
 
@@ -126,7 +129,9 @@ class LocalAgent:
         later is an AgentError that keeps the text received so far.
         """
         model, load_s = await self._timed_load()
-        async with aclosing(self._stream(model, converse(model, request, load_s))) as stream:
+        size = sum(len(message.content) for message in request.messages)
+        answer = await _aside(size, converse, model, request, load_s)
+        async with aclosing(self._stream(model, answer)) as stream:
             async for token in stream:
                 yield token
 
@@ -135,7 +140,10 @@ class LocalAgent:
     ) -> AsyncGenerator[ChatToken, None]:
         """Stream the continuation of a text, without a template; messages are not looked at."""
         model, load_s = await self._timed_load()
-        ids = model.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        if isinstance(prompt, str):
+            ids = await _aside(len(prompt), model.tokenize, prompt)
+        else:
+            ids = list(prompt)
         answer = model.ask(request, ids, load_s=load_s)
         async with aclosing(self._stream(model, answer)) as stream:
             async for token in stream:
@@ -146,7 +154,7 @@ class LocalAgent:
     ) -> tuple[list[npt.NDArray[np.float32]], int]:
         """One vector of length 1 for each text, and how many tokens they had."""
         model = await self.load()
-        seqs = [model.pooled(text, model.pooling) for text in texts]
+        seqs = [await _aside(len(text), model.pooled, text, model.pooling) for text in texts]
         outputs = await asyncio.gather(*(self._pooled(model, seq) for seq in seqs))
         vectors = [model.vector(rows) for rows in outputs]
         return vectors, sum(seq.n_prompt for seq in seqs)
@@ -156,7 +164,8 @@ class LocalAgent:
     ) -> list[int]:
         """Token ids of `text`."""
         model = await self.load()
-        return model.tokenize(text, add_special=add_special, parse_special=parse_special)
+        how = partial(model.tokenize, add_special=add_special, parse_special=parse_special)
+        return await _aside(len(text), how, text)
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """The text of `ids`."""
@@ -164,7 +173,8 @@ class LocalAgent:
 
     async def apply_template(self, request: ChatRequest) -> str:
         """The prompt a conversation becomes."""
-        return render(await self.load(), request).text
+        size = sum(len(message.content) for message in request.messages)
+        return (await _aside(size, render, await self.load(), request)).text
 
     async def close(self) -> None:
         """Give the model back; the last agent of a file frees its memory. Safe to call twice."""
@@ -225,6 +235,13 @@ class LocalAgent:
         if output.pooled is None:
             raise self._failure(output.error or Overloaded("the engine was closed"), "")
         return output.pooled
+
+
+async def _aside(size: int, work: Callable[..., T], *given: Any) -> T:
+    """The result of `work` on a text of `size`; a long one's on a thread, so that nobody waits."""
+    if size < LONG:
+        return work(*given)
+    return await asyncio.to_thread(work, *given)
 
 
 def _listen(seq: Tokens) -> "asyncio.Queue[Output]":

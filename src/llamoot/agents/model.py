@@ -114,7 +114,7 @@ class Model:
         `syntax` is how the model marks reasoning and calls. `reasoning`: the prompt opened a
         region of it; `may_reason`: the answer may. A format applies to what comes after.
         """
-        sampling = request.sampling
+        sampling, last = request.sampling, ids[-1] if ids else -1
         seq = Sequence(
             ids,
             self.params(sampling),
@@ -130,7 +130,8 @@ class Model:
             tools=[msgspec.to_builtins(tool) for tool in request.tools],
             stop=sampling.stop,
             reasoning=reasoning,
-            after_special=bool(ids) and self.tokenizer.is_control(ids[-1]),
+            # The engine refuses ids outside the vocabulary; this only must not trip over them.
+            after_special=0 <= last < self.tokenizer.size and self.tokenizer.is_control(last),
         )
         return Answer(seq, stream, self.tokenizer, load_s)
 
