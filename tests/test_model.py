@@ -115,6 +115,12 @@ def test_missing_key_is_named(tmp_path: pathlib.Path, key: str) -> None:
         ("rope__dimension_count", 64),
         ("block_count", 0),
         ("expert_count", 4),
+        ("embedding_length", 0),
+        ("attention__head_count", -4),
+        ("attention__head_count", "four"),
+        ("attention__key_length", 1 << 33),
+        ("feed_forward_length", np.array([96], np.int32)),
+        ("swiglu_clamp_exp", "wide"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(

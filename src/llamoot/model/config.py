@@ -124,13 +124,13 @@ def traits_of(gguf: GGUF) -> Traits:
 def read_config(gguf: GGUF) -> Config:
     """All numbers of the model in `gguf`; ModelFileError names a key that is missing or wrong."""
     traits, keys = traits_of(gguf), Keys(gguf)
-    dim = int(keys.need("embedding_length", int))
+    dim = keys.positive("embedding_length")
     norm = _norm(keys, traits)
     eps_key = traits.eps_key or f"attention.layer_norm_{'rms_' if norm == 'rms' else ''}epsilon"
     base = keys.number("rope.freq_base", 10000.0)
     window = window_of(keys, traits)
     layers = layers_of(keys, traits, dim, window)
-    context = int(keys.need("context_length", int))
+    context = keys.positive("context_length")
     if traits.sparse:
         # Within so many positions its keys are all chosen, so plain attention is the same.
         each = keys.whole("attention.indexer.block_size") or 1
@@ -186,7 +186,10 @@ def _array(keys: Keys, key: str) -> list[Any]:
 
 
 def _limits(keys: Keys, key: str) -> tuple[float, ...]:
-    return tuple(float(v) for v in keys.each(key, 0.0))
+    values = keys.each(key, 0.0)
+    if not all(isinstance(v, int | float) for v in values):
+        raise ModelFileError(keys.gguf.path, f"{keys.arch}.{key}", "is not one number per layer")
+    return tuple(float(v) for v in values)
 
 
 def _n_vocab(keys: Keys) -> int:
@@ -214,7 +217,7 @@ def _state_space(keys: Keys, traits: Traits, layers: tuple[Layer, ...]) -> State
     if traits.recurrent == "kda":
         heads, dim = max(layer.n_heads for layer in layers), keys.whole("kda.head_dim")
         return StateSpace(keys.whole("ssm.conv_kernel"), heads * dim, dim, heads, heads)
-    return StateSpace(
+    space = StateSpace(
         taps=keys.whole("ssm.conv_kernel") or keys.whole("shortconv.l_cache"),
         inner=keys.whole("ssm.inner_size"),
         state=keys.whole("ssm.state_size"),
@@ -222,6 +225,11 @@ def _state_space(keys: Keys, traits: Traits, layers: tuple[Layer, ...]) -> State
         groups=keys.whole("ssm.group_count") or 1,
         bare_norms=keys.flag("ssm.dt_b_c_rms"),
     )
+    headed = traits.recurrent in ("mamba2", "delta")
+    if headed and (not space.heads or space.inner % space.heads or space.heads % space.groups):
+        where = f"{keys.arch}.ssm.time_step_rank"
+        raise ModelFileError(keys.gguf.path, where, f"{space.heads} does not divide the channels")
+    return space
 
 
 def _head_dim(keys: Keys, layers: tuple[Layer, ...]) -> int:
@@ -233,9 +241,9 @@ def _experts(keys: Keys, traits: Traits) -> Experts:
     count = keys.whole("expert_count")
     if count <= 1 and not traits.one_expert:
         return Experts()
-    used = max(keys.each("expert_used_count"))
-    ff = max(keys.each("expert_feed_forward_length")) or max(keys.each("feed_forward_length"))
-    if traits.expert_ff_divided and not max(keys.each("expert_feed_forward_length")):
+    used = max(keys.counts("expert_used_count"))
+    ff = max(keys.counts("expert_feed_forward_length")) or max(keys.counts("feed_forward_length"))
+    if traits.expert_ff_divided and not max(keys.counts("expert_feed_forward_length")):
         ff //= used
     if not 0 < used <= count:
         where = f"{keys.arch}.expert_used_count"

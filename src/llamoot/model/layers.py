@@ -10,6 +10,8 @@ from llamoot.gguf.reader import GGUF
 from llamoot.model.traits import Traits
 
 Kind = Literal["attention", "latent", "conv", "mamba", "mamba2", "delta", "kda", "beside", "none"]
+WIDEST = 1 << 24  # numbers of all heads of a token
+MOST = 1 << 32  # no count of a model is that large
 FULL_EVERY = 4  # layers, where a hybrid's file does not say
 CONVS = {"conv": "shortconv.conv"}
 
@@ -62,8 +64,26 @@ class Keys:
     def need(self, key: str, kind: type) -> Any:
         return self.gguf.metadata.need(f"{self.arch}.{key}", kind)
 
+    def positive(self, key: str) -> int:
+        """A count that must be there and not 0."""
+        value = self._sane(key, self.need(key, int))
+        if not value:
+            raise ModelFileError(self.gguf.path, f"{self.arch}.{key}", "is 0")
+        return value
+
     def whole(self, key: str, default: int = 0) -> int:
-        return int(self.gguf.metadata.maybe(f"{self.arch}.{key}", default, int))
+        return self._sane(key, self.gguf.metadata.maybe(f"{self.arch}.{key}", default, int))
+
+    def _sane(self, key: str, value: Any) -> int:
+        """A count; anything else, or one no model has, is an error that names the key."""
+        if isinstance(value, int | float) and 0 <= value < MOST:
+            return int(value)
+        where = f"{self.arch}.{key}"
+        raise ModelFileError(self.gguf.path, where, f"{value!r} is not a count below {MOST}")
+
+    def counts(self, key: str, default: int = 0) -> list[int]:
+        """One count per layer."""
+        return [self._sane(key, value) for value in self.each(key, default)]
 
     def number(self, key: str, default: float = 0.0) -> float:
         return float(self.gguf.metadata.maybe(f"{self.arch}.{key}", default, float))
@@ -111,9 +131,10 @@ def _windowed(keys: Keys, traits: Traits, window: int) -> list[bool]:
 
 
 def layers_of(keys: Keys, traits: Traits, dim: int, window: int) -> tuple[Layer, ...]:
-    heads = keys.each("attention.head_count")
-    kv_heads = keys.each("attention.head_count_kv", None)
-    ff = keys.each("feed_forward_length")
+    heads = keys.counts("attention.head_count")
+    shared = keys.has("attention.head_count_kv")
+    kv_heads = keys.counts("attention.head_count_kv") if shared else heads
+    ff = keys.counts("feed_forward_length")
     windowed, roped = _windowed(keys, traits, window), _roped(keys, traits, window)
     listed = _listed(keys)
     each = dim // max(heads) if max(heads) else 0
@@ -126,8 +147,9 @@ def layers_of(keys: Keys, traits: Traits, dim: int, window: int) -> tuple[Layer,
         k_dim = keys.whole(f"attention.key_length{own}", k_dim)
         v_dim = keys.whole(f"attention.value_length{own}", v_dim)
         n_rot = keys.whole(f"rope.dimension_count{own}", n_rot) if roped[i] else 0
-        kv = heads[i] if kv_heads[i] is None else kv_heads[i]
-        if n_rot > k_dim or n_rot % 2 or (kv and heads[i] % kv):
+        kv = kv_heads[i]
+        wide = max(heads[i], kv) * max(k_dim, v_dim) >= WIDEST
+        if n_rot > k_dim or n_rot % 2 or (kv and (heads[i] % kv or not heads[i])) or wide:
             where = f"{keys.arch}.attention of layer {i}"
             shape = f"{heads[i]} heads, {kv} key/value heads of {k_dim}, {n_rot} rotated"
             raise ModelFileError(keys.gguf.path, where, f"{shape}: these do not fit together")
