@@ -181,8 +181,8 @@ def _tile(product: Product, n: int) -> Any:
     return tile
 
 
-def _rows_op(module: str, product: Product) -> Op:
-    """The operation for one type of weights."""
+def _tiles(product: Product) -> Any:
+    """A tile of any number of tokens, up to TILE."""
     tile_1, tile_4, tile_n = _tile(product, 1), _tile(product, 4), _tile(product, TILE)
 
     @inner
@@ -195,6 +195,13 @@ def _rows_op(module: str, product: Product) -> Op:
             tile_4(p, supers, xs, ys, y, live, lanes, bias)
         else:
             tile_n(p, supers, xs, ys, y, live, lanes, bias)
+
+    return tiles
+
+
+def _rows_op(module: str, product: Product) -> Op:
+    """The operation for one type of weights."""
+    tiles = _tiles(product)
 
     def matmul(
         work: int,
