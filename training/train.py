@@ -1,6 +1,6 @@
 """Train the built-in model from nothing but a seed.
 
-    python training/train.py --out runs/abacus        (about two hours on two CPU cores)
+    python training/train.py --out runs/abacus        (a good hour on one busy CPU core)
 
 Writes model.pt, tokenizer.json and train.json (the figures); `export.py` turns them into GGUF.
 Needs torch; the package itself does not.
@@ -87,8 +87,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--budget", type=int, default=8192, help="tokens in a batch")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--budget", type=int, default=4096, help="tokens in a batch")
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
