@@ -19,6 +19,8 @@ def find_model(name: str) -> Path:
     for path in (given, folder / name, folder / f"{name}.gguf"):
         if name and path.is_file():
             return path
+    if name and given.is_dir():
+        raise UnknownModel(f"'{name}' is a folder; name a model file in it", "model")
     known = {path.stem: path for path in local_models()}
     meant = [path for stem, path in known.items() if name and stem.lower() == name.lower()]
     meant = meant or [p for stem, p in known.items() if name and name.lower() in stem.lower()]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from llamoot import api
+from llamoot.agents.files import BUILT_IN
 from llamoot.agents.types import Message
 from llamoot.cli import render
 from llamoot.cli.options import Argument, Option
@@ -17,6 +18,11 @@ from llamoot.council.folds import Transcript
 from llamoot.council.plan import learn, predict
 from llamoot.council.run import Run
 from llamoot.errors import BadRequest
+
+_ONLY_CALCULATES = (
+    "the built-in model only calculates; for a real one: `llamoot pull` lists small models, "
+    "OPENAI_BASE_URL names an endpoint, `llamoot init` writes what is found into a file"
+)
 
 Config = Annotated[Path | None, Option("--config", "-c", help="configuration file")]
 Name = Annotated[str | None, Option("--council", help="which council of the file")]
@@ -84,6 +90,8 @@ async def _ask(
     config = await api.configure(path, members, **changes)
     if config.origin.startswith(("found", "the model")) and not quiet:
         render.note(f"no llamoot.toml: asking {config.origin}")
+        if config.origin.endswith(BUILT_IN.name):
+            render.note(_ONLY_CALCULATES)
     store = api.store_or_memory(None, render.note)
     made = api.panel(config)
     council = api.Council.of(made, store)

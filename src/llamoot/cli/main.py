@@ -5,6 +5,7 @@ Exit codes: 0 answered · 1 internal · 2 wrong usage or configuration · 3 no a
 """
 
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -42,6 +43,13 @@ VERBS = {
     "logits": "raw scores of a model for given tokens",
 }
 _NESTED = {("bench", "council"): "evidence"}  # two words, one file
+_ADVICE = {
+    errno.ENOENT: "; is the path right?",
+    errno.EISDIR: "; name a file in it",
+    errno.ENOSPC: "; make room and try again",
+    errno.EACCES: "; name a place that may be used",
+    errno.EROFS: "; name a place that may be written",
+}
 _CODES = {"deadline": 4, "budget": 5, "cancelled": 130, "config_error": 2, "internal": 1}
 
 
@@ -74,7 +82,8 @@ def _run(args: list[str]) -> int:
         if env.get("LLAMOOT_DEBUG"):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        return _say(f"{where}{error.strerror or error}", 1)
+        advice = _ADVICE.get(error.errno or 0, "")
+        return _say(f"{where}{error.strerror or error}{advice}", 1)
 
 
 def _verb(args: list[str]) -> int:

@@ -12,6 +12,8 @@ import importlib
 import json
 import os
 import tempfile
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +93,20 @@ def write(path: Path, described: dict[str, Any], code: bytes) -> None:
     Path(name).replace(path)
 
 
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it has ended, however that came about."""
+    while os.getppid() == parent:
+        time.sleep(0.1)
+    os._exit(1)
+
+
 def main() -> None:
     """Arguments: the target its starter means, then pairs of a module and the file to write."""
     parser = argparse.ArgumentParser()
     parser.add_argument("target")
     parser.add_argument("pairs", nargs="+", help="module=file")
     args = parser.parse_args()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     target = current()
     if target.key != args.target:
         raise ConfigError("environment", "LLAMOOT_CPU", "it changed while this process ran")
