@@ -4,6 +4,9 @@ import http.client
 import json
 import pathlib
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -188,6 +191,9 @@ def test_responses_and_messages_say_what_chat_says(port: int) -> None:
     assert response["incomplete_details"] == {"reason": "max_output_tokens"}
     message = call(port, "/v1/messages", full | {"max_tokens": 12})[2]
     assert message["content"][0]["text"] == text and message["stop_reason"] == "max_tokens"
+    how = full | {"max_tokens": 12, "stop_sequences": [text[4:6]]}
+    stopped = call(port, "/v1/messages", how)[2]
+    assert stopped["stop_reason"] == "stop_sequence" and stopped["stop_sequence"] == text[4:6]
 
 
 def test_a_prompt_beyond_the_context_is_400_with_the_numbers(port: int) -> None:
@@ -288,3 +294,25 @@ def test_the_longest_unused_model_is_unloaded_within_the_budget(
             ["a", "c"],
             ["a", "b"],
         ]
+
+
+def test_sigterm_lets_running_answers_end(stories: pathlib.Path) -> None:
+    code = "from llamoot.cli.main import main; main()"
+    words = ["serve", str(stories), "--port", "0", "--preload", "--no-record"]
+    command = [sys.executable, "-c", code, *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        line = next(line for line in server.stderr if "http://" in line)
+        port = int(line.split("http://127.0.0.1:")[1].split("/")[0])
+        wait(lambda: call(port, "/health")[0] == 200, 60)
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        client.request("POST", CHAT, json.dumps({"messages": ASK, "stream": True, **ENDLESS}))
+        response = client.getresponse()
+        text = response.read(300).decode()
+        server.terminate()
+        text += response.read().decode()
+        client.close()
+        assert events(text)[-1] == "[DONE]" and '"finish_reason":"length"' in text
+        assert server.wait(30) in (0, -signal.SIGTERM)  # the signal is passed on at the end
+        with pytest.raises(OSError):
+            call(port, "/health")

@@ -56,6 +56,7 @@ class Answer:
             logprobs=tuple(logprobs),
             finish_reason=finish,
             usage=self.usage() if finish else None,
+            stopped_by=(self._stream.stopped or "") if finish else "",
         )
 
     def usage(self) -> Usage:

@@ -137,6 +137,7 @@ class ChatToken(Struct, frozen=True, omit_defaults=True):
     logprobs: tuple[Logprob, ...] = ()
     finish_reason: str | None = None  # stop, length, tool_calls, content_filter
     usage: Usage | None = None
+    stopped_by: str = ""  # with the finish reason: the stop string that was met, where known
 
 
 class AgentSpec(Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -88,6 +88,7 @@ class Choice:
     calls: dict[int, list[str]] = field(default_factory=dict)  # index -> id, name, arguments
     logprobs: list[Logprob] = field(default_factory=list)
     finish_reason: str = "stop"
+    stopped_by: str = ""
     usage: Usage = field(default_factory=Usage)
 
     def add(self, token: ChatToken) -> None:
@@ -101,7 +102,7 @@ class Choice:
             call[1] = call[1] or piece.name
             call[2] += piece.arguments
         if token.finish_reason is not None:
-            self.finish_reason = token.finish_reason
+            self.finish_reason, self.stopped_by = token.finish_reason, token.stopped_by
         if token.usage is not None:
             self.usage = token.usage
 

@@ -224,14 +224,16 @@ class Writer:
         """Close what is open and say how it ended."""
         yield from self._shut()
         usage = self.choice.usage
-        self.message["stop_reason"] = STOPS.get(self.choice.finish_reason, "end_turn")
+        reason, met = self.choice.finish_reason, self.choice.stopped_by
+        self.message["stop_reason"] = STOPS.get(reason, "stop_sequence" if met else "end_turn")
+        self.message["stop_sequence"] = met or None
         self.message["usage"] = {
             "input_tokens": usage.prompt_tokens - usage.cached_tokens,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": usage.cached_tokens,
             "output_tokens": usage.completion_tokens,
         }
-        delta = {"stop_reason": self.message["stop_reason"], "stop_sequence": None}
+        delta = {name: self.message[name] for name in ("stop_reason", "stop_sequence")}
         kind = "message_delta"
         yield event({"type": kind, "delta": delta, "usage": self.message["usage"]}, kind)
         yield event({"type": "message_stop"}, "message_stop")
