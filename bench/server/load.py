@@ -81,14 +81,17 @@ async def others(*words: object) -> dict[str, Any]:
 
 
 async def load(model: Model, port: int, rounds: int, tokens: int) -> dict[str, Any]:
-    """For each number of clients: tokens per second of both, and the ratio."""
+    """For each number of clients: tokens per second of both, their ratio, the processor time that
+    the server's own thread spends on a token, and when the last client had its first token."""
     vocab, rows = model.config.n_vocab, {}
     await others("load", port, 1, 4, 999_999, vocab)
     times: dict[int, list[tuple[dict[str, Any], dict[str, Any]]]] = {n: [] for n in CLIENTS}
     for number in range(rounds):
         for n in CLIENTS:
             alone = await own(model, n, tokens, number * 200 + n)
+            spent = time.thread_time()
             through = await others("load", port, n, tokens, number * 200 + 100 + n, vocab)
+            through["spent"] = time.thread_time() - spent
             times[n].append((alone, through))
     for n, pairs in times.items():
         speeds = [[run["tokens"] / run["seconds"] for run in pair] for pair in pairs]
@@ -99,6 +102,9 @@ async def load(model: Model, port: int, rounds: int, tokens: int) -> dict[str, A
             "best_server": round(max(b for _, b in speeds), 2),
             "median_ratio": round(statistics.median(b / a for a, b in speeds), 3),
             "ratios": [round(b / a, 3) for a, b in speeds],
+            "server_ms_per_token": round(
+                statistics.median(1e3 * b["spent"] / b["tokens"] for _, b in pairs), 3
+            ),
             "engine_last_first_token_s": round(statistics.median(a["first"] for a, _ in pairs), 3),
             "server_last_first_token_s": round(statistics.median(b["first"] for _, b in pairs), 3),
         }
