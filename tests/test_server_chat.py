@@ -9,6 +9,7 @@ import pytest
 from llamoot.agents.scripted import Reply, ScriptedAgent
 from llamoot.agents.types import ToolCall
 from llamoot.errors import Transport
+from llamoot.server import stream
 from serving import agents, call, events, serving
 
 pytestmark = pytest.mark.pure
@@ -190,3 +191,14 @@ def test_messages_speak_anthropic() -> None:
     assert kinds[0] == "message_start" and kinds[-1] == "message_stop"
     assert status == 400 and error["type"] == "error"
     assert error["error"]["type"] == "invalid_request_error"
+
+
+def test_a_stream_pings_while_nothing_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "PING_SECONDS", 0.1)
+    monkeypatch.setattr(stream, "FIRST_TOKEN_WAIT", 0.1)
+    agent = ScriptedAgent("A", Reply(text="hello you", first_delay=0.6, delay=0.4))
+    with serving(agents(agent)) as port:
+        _, _, text = call(port, "/v1/chat/completions", HELLO | {"stream": True})
+    assert text.startswith(": waiting\n\n") and ": waiting" in text[text.index("hello") :]
+    said = [c["choices"][0]["delta"].get("content") for c in events(text)[:-1]]
+    assert "".join(filter(None, said)) == "hello you"

@@ -12,25 +12,11 @@ from serving import agents, call, events, serving
 pytestmark = pytest.mark.pure
 ASK = [{"role": "user", "content": "hi"}]
 USAGE = {"prompt_tokens", "completion_tokens", "total_tokens"}
-RESPONSE = set(
-    [
-        "id",
-        "object",
-        "created_at",
-        "status",
-        "error",
-        "incomplete_details",
-        "instructions",
-        "model",
-        "tools",
-        "tool_choice",
-        "output",
-        "parallel_tool_calls",
-        "metadata",
-        "temperature",
-        "top_p",
-    ]
-)
+RESPONSE = {
+    *("id", "object", "created_at", "status", "error", "incomplete_details", "instructions"),
+    *("model", "tools", "tool_choice", "output", "parallel_tool_calls", "metadata"),
+    *("temperature", "top_p"),
+}
 
 
 class Speaker(ScriptedAgent):

@@ -8,7 +8,7 @@ frame. A client that leaves closes the agent's stream, streamed answer or not.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -75,14 +75,15 @@ class EventStream:
         back what the stream holds, however it ends."""
         self.events, self.failure, self.release = events, failure, release
         self.headers = [(k.encode(), v.encode()) for k, v in (headers or {}).items()]
-        self._next: asyncio.Future[bytes] | None = None
+        self._first: asyncio.Future[bytes] | None = None
+        self._sending, self._since = False, 0.0  # whether a write is under way, and since when
 
     async def open(self, receive: Receive) -> None:
         """Wait for the first event (bounded), so that an early error can still be a status.
 
         ClientDisconnect if the client leaves meanwhile.
         """
-        self._next = first = asyncio.ensure_future(anext(self.events))
+        self._first = first = asyncio.ensure_future(anext(self.events))
         leaving = asyncio.ensure_future(gone(receive))
         both = {first, leaving}
         try:
@@ -99,41 +100,60 @@ class EventStream:
             await asyncio.gather(leaving, return_exceptions=True)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._since = asyncio.get_running_loop().time()
+        works = (self._write(send), self._keep(send), gone(receive))
+        tasks = [asyncio.ensure_future(work) for work in works]
+        writing, keeping, _ = tasks
         try:
-            await unless_gone(receive, self._write(send))
-        except TimeoutError:
-            log.warning("a client that does not read was given up")
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if writing.done():
+                writing.result()
+            elif keeping.done():
+                log.warning("a client that does not read was given up")
         finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self._close()
 
     async def _write(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": HEADERS + self.headers}
         await send(start)
-        async for chunk in self._chunks():
-            async with asyncio.timeout(WRITE_SECONDS):
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        try:
+            if self._first is not None:
+                await self._put(send, await self._first)
+            async for chunk in self.events:
+                await self._put(send, chunk)
+        except StopAsyncIteration:
+            pass  # there was not even a first event
+        except LlamootError as error:
+            await self._put(send, self.failure(error))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _chunks(self) -> AsyncIterator[bytes]:
+    async def _put(self, send: Send, chunk: bytes) -> None:
+        """One event in one write; `_keep` watches how long it takes."""
+        clock = asyncio.get_running_loop().time
+        self._sending, self._since = True, clock()
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        self._sending, self._since = False, clock()
+
+    async def _keep(self, send: Send) -> None:
+        """Ping while nothing comes; return when a write takes too long.
+
+        One task for the whole stream: a timer for each event would cost more than the event.
+        """
+        clock = asyncio.get_running_loop().time
         while True:
-            self._next = self._next or asyncio.ensure_future(anext(self.events))
-            done, _ = await asyncio.wait({self._next}, timeout=PING_SECONDS)
-            if not done:
-                yield PING
-                continue
-            try:
-                chunk = self._next.result()
-            except StopAsyncIteration:
+            await asyncio.sleep(min(PING_SECONDS, WRITE_SECONDS) / 4)
+            quiet = clock() - self._since
+            if self._sending and quiet >= WRITE_SECONDS:
                 return
-            except LlamootError as error:
-                yield self.failure(error)
-                return
-            self._next = None
-            yield chunk
+            if not self._sending and quiet >= PING_SECONDS:
+                await self._put(send, PING)
 
     async def _close(self) -> None:
-        if self._next is not None and not self._next.done():
-            self._next.cancel()
-            await asyncio.gather(self._next, return_exceptions=True)
+        if self._first is not None and not self._first.done():
+            self._first.cancel()
+            await asyncio.gather(self._first, return_exceptions=True)
         await self.events.aclose()
         self.release()
