@@ -22,6 +22,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "council": ("agents.types",),
     "server": ("agents", "council", "text", "engine"),
     "api": ("agents", "council"),
+    "__main__": ("cli",),
 }
 # The catalog opens the engine only when a local model is asked for: a council of remote
 # agents never pays for it.

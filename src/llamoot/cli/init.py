@@ -18,6 +18,15 @@ _HEAD = """\
 # `llamoot config explain` shows every value and where it comes from.
 # Keys never stand here: api_key_env names the variable that holds one.
 """
+_EXAMPLE = """\
+# An endpoint, and an agent that is asked there:
+# [endpoints.mine]
+# base_url = "http://localhost:11434/v1"
+# api_key_env = "OPENAI_API_KEY"
+# [agents.large]
+# endpoint = "mine"
+# model = "qwen3:8b"
+"""
 _TAIL = """\
 [councils.default]
 members = [{members}]
@@ -55,6 +64,8 @@ def document(specs: list[AgentSpec]) -> str:
         key = next(spec.api_key_env for spec in specs if spec.base_url == base)
         parts.append(f"[endpoints.e{i}]\nbase_url = {_quoted(base)}")
         parts[-1] += f"\napi_key_env = {_quoted(key)}\n" if key else "\n"
+    if not bases:
+        parts.append(_EXAMPLE)
     specs = specs[:6] or [AgentSpec(id="abacus", model="abacus")]
     for spec in specs:
         lines = [f"[agents.{_quoted(spec.id)}]", f"model = {_quoted(spec.model)}"]

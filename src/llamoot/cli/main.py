@@ -93,6 +93,7 @@ def _verb(args: list[str]) -> int:
         print(f"llamoot: several language models answer as one\n\n{rows}\n")
         print("`llamoot VERB --help` explains each. Exit codes: 0 answered, 2 wrong usage or")
         print("configuration, 3 no answer, 4 deadline, 5 budget, 6 a model failed, 130 stopped.")
+        print('Completion: eval "$(llamoot completion bash)" in ~/.bashrc; zsh and fish likewise.')
         return 0
     if args[0] in ("--version", "-V"):
         print(f"llamoot {llamoot.__version__}")
