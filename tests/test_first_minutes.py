@@ -218,7 +218,7 @@ def cpu_seconds(*args: str) -> float:
 def test_starting_is_quick(abacus: Path) -> None:
     """Seconds of processor time: those do not depend on what else the machine does."""
     remote = ("ask", SUM, "-q", "-m", "http://127.0.0.1:9/v1#m")
-    assert min(cpu_seconds(*remote) for _ in range(3)) < 0.4
+    assert min(cpu_seconds(*remote) for _ in range(5)) < 0.4
     local = ("ask", SUM, "-q", "-m", "abacus*3")
     typed(*local)
     assert min(cpu_seconds(*local) for _ in range(3)) < 1.5

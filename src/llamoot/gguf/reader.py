@@ -23,6 +23,7 @@ from llamoot.gguf.scan import scan_strings
 from llamoot.gguf.types import NUMPY, TensorType, ValueType
 
 MAX_DIMS, MAX_DEPTH, MAX_ENTRIES, DEFAULT_ALIGNMENT = 4, 4, 1 << 16, 32
+MAX_NESTED = 10_000  # arrays in arrays; no model has any, and each costs a Python step
 PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 U32, U64 = Struct("<I"), Struct("<Q")
 SCALARS = {kind: np.dtype(code) for kind, code in NUMPY.items()}
@@ -241,7 +242,7 @@ def _array(cursor: Cursor, data: Bytes, key: str, depth: int) -> Any:
     if kind is ValueType.ARRAY:
         if depth >= MAX_DEPTH:
             raise cursor.fail(what, f"arrays lie more than {MAX_DEPTH} deep in each other")
-        n = cursor.count(what, 4 + cursor.count_bytes, MAX_ENTRIES - cursor.nested)
+        n = cursor.count(what, 4 + cursor.count_bytes, MAX_NESTED - cursor.nested)
         cursor.nested += n
         return [_array(cursor, data, key, depth + 1) for _ in range(n)]
     dtype = np.dtype(NUMPY[kind])
