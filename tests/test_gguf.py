@@ -28,6 +28,8 @@ def whole(kind: ValueType) -> st.SearchStrategy[int]:
 
 
 INTEGERS = [k for k, code in NUMPY.items() if np.dtype(code).kind in "ui" and k != ValueType.BOOL]
+# Keys that mean something to the reader itself (`split.count`, …) have tests of their own.
+KEYS = st.text(min_size=1, max_size=20).filter(lambda key: "." not in key)
 SCALARS = st.one_of(
     *[st.tuples(st.just(kind), whole(kind)) for kind in INTEGERS],
     st.tuples(st.just(ValueType.FLOAT32), st.floats(width=32, allow_nan=False)),
@@ -38,10 +40,6 @@ SCALARS = st.one_of(
 
 
 @QUICK
-# Keys that mean something to the reader itself (`split.count`, …) have tests of their own.
-KEYS = st.text(min_size=1, max_size=20).filter(lambda key: "." not in key)
-
-
 @given(st.dictionaries(KEYS, SCALARS, max_size=12))
 def test_every_scalar_comes_back(tmp_path: pathlib.Path, pairs: dict) -> None:
     pairs.pop("general.alignment", None)

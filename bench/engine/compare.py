@@ -141,8 +141,10 @@ def measure(
             times.setdefault(name, []).append(run())
 
 
-def compare(model: str, threads: int, rounds: int, depth: int) -> dict[str, Any]:
-    """tokens per second of both and their ratio, for every case."""
+def compare(
+    model: str, threads: int, rounds: int, depth: int, kept: Callable[[dict[str, Any]], None]
+) -> None:
+    """tokens per second of both and their ratio; `kept` is told of every case that is done."""
     cases: dict[str, dict[str, float]] = {}
 
     def case(
@@ -159,6 +161,7 @@ def compare(model: str, threads: int, rounds: int, depth: int) -> dict[str, Any]
             "ratio of the best": round(best / their_best, 3),
         }
         print(f"{name:28} {mine:8.1f} {other:8.1f}   {mine / other:.2f}", flush=True)
+        kept(cases)
 
     ours, theirs = Ours(model, threads, 0, "f16"), Theirs(model, threads, 0, "f16")
     ours.prompt(64), theirs.prompt(64)
@@ -173,7 +176,6 @@ def compare(model: str, threads: int, rounds: int, depth: int) -> dict[str, Any]
         name = f"decode behind {depth}, {cache}"
         case(name, 1, lambda a=ours: a.decode(1, depth), lambda b=theirs: b.decode(1, depth))
         ours.runner.close()
-    return cases
 
 
 def main() -> None:
@@ -184,21 +186,22 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=4000)
     parser.add_argument("--json")
     options = parser.parse_args()
-    load = os.getloadavg()[0]
-    cases = compare(options.model, options.threads, options.rounds, options.depth)
     found = {
         "model": os.path.basename(options.model),
         "threads": options.threads,
         "rounds": options.rounds,
-        "load before": round(load, 2),
+        "load before": round(os.getloadavg()[0], 2),
         "llama-cpp-python": lib.__version__,
         "built with": lib.llama_print_system_info().decode(),
-        "cases": cases,
     }
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(found, file, indent=1)
-            file.write("\n")
+
+    def keep(cases: dict[str, Any]) -> None:
+        if options.json:
+            with open(options.json, "w") as file:
+                json.dump(found | {"cases": cases}, file, indent=1)
+                file.write("\n")
+
+    compare(options.model, options.threads, options.rounds, options.depth, keep)
 
 
 if __name__ == "__main__":
