@@ -9,7 +9,6 @@ Greedy answers through the engine itself; unreadable answers count as wrong. Pri
 import argparse
 import asyncio
 import json
-import math
 import pathlib
 from collections import defaultdict
 from itertools import islice
@@ -17,15 +16,8 @@ from itertools import islice
 from llamoot.agents.local import LocalAgent
 from llamoot.agents.types import ChatRequest, Message, Sampling
 from llamoot.council.answers import canonical, detect
+from llamoot.council.evidence import wilson
 from llamoot.council.problems import Problem, problems
-
-
-def interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    share, squared = right / n, z * z / n
-    middle = (share + squared / 2) / (1 + squared)
-    half = z * math.sqrt(share * (1 - share) / n + squared / (4 * n)) / (1 + squared)
-    return middle - half, middle + half
 
 
 async def answer(agent: LocalAgent, problem: Problem) -> str:
@@ -69,7 +61,7 @@ def main() -> None:
     counts["all"] = [sum(c[0] for c in counts.values()), sum(c[1] for c in counts.values())]
     rows = {}
     for kind, (right, n) in sorted(counts.items()):
-        low, high = interval(right, n)
+        low, high = wilson(right, n)
         rows[kind] = {"right": right, "asked": n, "share": right / n, "low": low, "high": high}
         print(f"{kind:12} {right:5} of {n:5}   {right / n:6.1%}   [{low:.1%}, {high:.1%}]")
     if options.out:
