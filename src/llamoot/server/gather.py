@@ -1,8 +1,9 @@
 """From agents' streams to complete choices: several at once, in one order of arrival."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import msgspec
 
@@ -116,3 +117,38 @@ def total(usages: list[Usage]) -> Usage:
         return Usage()
     fields = msgspec.structs.fields(Usage)
     return Usage(**{f.name: sum(getattr(u, f.name) for u in usages) for f in fields})
+
+
+class Writer(Protocol):
+    """One API's growing answer: tokens in, its events out."""
+
+    def begin(self) -> Iterator[bytes]: ...
+    def add(self, token: ChatToken) -> Iterator[bytes]: ...
+    def end(self) -> Iterator[bytes]: ...
+
+
+async def written(
+    agent: Agent, request: ChatRequest, writer: Writer
+) -> AsyncGenerator[bytes, None]:
+    """The writer's events, the first once the agent has said something."""
+    stream = agent.chat(request)
+    begun = False
+    try:
+        async for token in stream:
+            if not begun:
+                begun = True
+                for one in writer.begin():
+                    yield one
+            for one in writer.add(token):
+                yield one
+    finally:
+        await close(stream)
+    for one in writer.end():
+        yield one
+
+
+async def drained(events: AsyncGenerator[bytes, None]) -> None:
+    """Let a stream run to its end for what it leaves in its writer."""
+    async for _ in events:
+        pass
+    await events.aclose()

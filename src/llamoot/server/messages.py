@@ -1,7 +1,7 @@
 """`/v1/messages`: Anthropic's API over the same streams, with `count_tokens`."""
 
 import uuid
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from llamoot.agents.types import Agent, ChatRequest, ChatToken, Message, Sampling, Tool, ToolCall
 from llamoot.errors import BadRequest
-from llamoot.server.gather import Choice, close
+from llamoot.server.gather import Choice, drained, written
 from llamoot.server.stream import event
 from llamoot.server.translate import check_range
 
@@ -169,9 +169,9 @@ class Writer:
             "usage": {"input_tokens": 0, "output_tokens": 0},
         }
 
-    def begin(self) -> bytes:
+    def begin(self) -> Iterator[bytes]:
         message = self.message | {"content": []}
-        return event({"type": "message_start", "message": message}, "message_start")
+        yield event({"type": "message_start", "message": message}, "message_start")
 
     def _open(self, block: dict[str, Any]) -> Iterator[bytes]:
         yield from self._shut()
@@ -239,26 +239,7 @@ class Writer:
         yield event({"type": "message_stop"}, "message_stop")
 
 
-async def events(agent: Agent, request: ChatRequest, writer: Writer) -> AsyncGenerator[bytes, None]:
-    """The stream of events, from message_start to message_stop."""
-    stream = agent.chat(request)
-    begun = False
-    try:
-        async for token in stream:
-            if not begun:
-                begun = True
-                yield writer.begin()
-            for one in writer.add(token):
-                yield one
-    finally:
-        await close(stream)
-    for one in writer.end():
-        yield one
-
-
 async def whole(agent: Agent, request: ChatRequest, writer: Writer) -> dict[str, Any]:
     """The message, made by the same code as the stream."""
-    async for _ in (source := events(agent, request, writer)):
-        pass
-    await source.aclose()
+    await drained(written(agent, request, writer))
     return writer.message

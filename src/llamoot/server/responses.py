@@ -6,7 +6,7 @@ response.incomplete (cut by max_output_tokens) or response.failed.
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -15,7 +15,7 @@ from msgspec import Struct
 from llamoot.agents.types import Agent, ChatRequest, ChatToken, Format, Message, Tool, ToolCall
 from llamoot.errors import BadRequest, LlamootError
 from llamoot.server.errors import error_body
-from llamoot.server.gather import Choice, close
+from llamoot.server.gather import Choice, drained, written
 from llamoot.server.schema import Part
 from llamoot.server.stream import event
 from llamoot.server.translate import check_range, refuse, text_of
@@ -347,27 +347,7 @@ class Writer:
         return self.event("response.failed", response=self.response)
 
 
-async def events(agent: Agent, request: ChatRequest, writer: Writer) -> AsyncGenerator[bytes, None]:
-    """The stream of events, from response.created to the terminal one."""
-    stream = agent.chat(request)
-    begun = False
-    try:
-        async for token in stream:
-            if not begun:
-                begun = True
-                for one in writer.begin():
-                    yield one
-            for one in writer.add(token):
-                yield one
-    finally:
-        await close(stream)
-    for one in writer.end():
-        yield one
-
-
 async def whole(agent: Agent, request: ChatRequest, writer: Writer) -> dict[str, Any]:
     """The response object, made by the same code as the stream."""
-    async for _ in (source := events(agent, request, writer)):
-        pass
-    await source.aclose()
+    await drained(written(agent, request, writer))
     return writer.response

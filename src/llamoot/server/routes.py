@@ -11,6 +11,7 @@ from llamoot.council.agent import CouncilAgent
 from llamoot.errors import BadRequest, LlamootError, UnknownModel
 from llamoot.server import chat, completions, embeddings, messages, responses
 from llamoot.server.errors import anthropic_body, error_body, error_response
+from llamoot.server.gather import written
 from llamoot.server.registry import Lease, model_body
 from llamoot.server.schema import ChatBody, CompletionBody, decode
 from llamoot.server.state import Quiet, Watched, request_id, state_of, watched
@@ -153,7 +154,7 @@ async def create_response(request: Request) -> Response | EventStream:
     agent, writer = watched(lease, state.metrics), responses.Writer(body, lease.name)
     headers = {"x-request-id": name}
     if body.stream:
-        events = responses.events(agent, asked, writer)
+        events = written(agent, asked, writer)
         return await _streamed(request, events, lease, headers, writer.failed)
     return await _whole(request, lease, responses.whole(agent, asked, writer), headers)
 
@@ -171,7 +172,7 @@ async def create_message(request: Request) -> Response | EventStream:
     agent, writer = watched(lease, state.metrics), messages.Writer(lease.name)
     headers = {"x-request-id": name, "request-id": name}
     if body.stream:
-        events = messages.events(agent, asked, writer)
+        events = written(agent, asked, writer)
         return await _streamed(request, events, lease, headers, anthropic_failure)
     return await _whole(request, lease, messages.whole(agent, asked, writer), headers)
 
